@@ -1,0 +1,51 @@
+"""Load the newest checkpoint of a work directory and measure it: a fresh process, plain orbax.
+
+    python -m experiments.evaluate --workdir runs/example
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from experiments import checkpoints, data, models, optimizers, training
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The work directory of a run of train.py.")
+
+
+def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
+    """Measures the newest checkpoint on the test images; its config lies beside it.
+
+    Args:
+      workdir: the work directory.
+
+    Returns:
+      What `training.result` measures.
+
+    Raises:
+      ValueError: if there is no checkpoint, or its params are not the network its masks say.
+
+    References:
+      original.
+    """
+    with checkpoints.manager(workdir) as manager:
+        if manager.latest_step() is None:
+            raise ValueError(f"`workdir` must hold a checkpoint, got {str(workdir)!r} without one")
+        config = ConfigDict(checkpoints.saved_rules(manager)["config"])
+        test = data.load(config.data, config.test_split)
+        model, tx = models.build(config.model, test.classes), optimizers.build(config)
+        state = checkpoints.restore(manager, training.create(model, tx, test, config.seed), config)
+    return training.result(state, test, config)
+
+
+def main(argv: list[str]) -> None:
+    """Print the measurements as JSON."""
+    del argv
+    print(json.dumps(evaluate(pathlib.Path(_WORKDIR.value))))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir"])
+    app.run(main)

@@ -1,0 +1,129 @@
+"""From a config to an optax transformation: the optimizer, and a pruning method around it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+import jaxprune
+
+METHODS = {
+    "magnitude_attention": jaxprune.magnitude_attention,
+    "straight_through": jaxprune.straight_through,
+    "gradual_magnitude": jaxprune.gradual_magnitude,
+    "static": jaxprune.static,
+}
+"""Pruning methods by the name a config gives; ``dense`` is the optimizer alone."""
+
+
+def build(config: Mapping[str, Any]) -> optax.GradientTransformation:
+    """The optimizer of an experiment, inside its pruning method.
+
+    Args:
+      config: the experiment. ``config.method`` holds the ``name`` of the method and its keyword
+        values; ``ramp`` and ``exploit_at`` are shares of the training there, not updates, so that
+        a shorter run is the same recipe.
+
+    Returns:
+      A gradient transformation.
+
+    Raises:
+      ValueError: if the method, the optimizer or the schedule has no such name.
+
+    Examples:
+      >>> from experiments import optimizers
+      >>> from experiments.configs import common
+      >>> config = common.digits_mlp("magnitude_attention", sparsity=0.9)
+      >>> optimizers.build(config).init({"kernel": jax.numpy.ones((4, 4))}).prune_count
+      Array(0, dtype=int32)
+
+    References:
+      original.
+    """
+    optimizer = _optimizer(config["optimizer"], config["steps"])
+    options = in_updates(config["method"], config["steps"])
+    name = options.pop("name")
+    if name == "dense":
+        return optimizer
+    return _of(METHODS, name, "method.name")(optimizer, where=config["where"] or None, **options)
+
+
+def in_updates(method: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """A method's values with ``ramp`` and ``exploit_at`` in updates instead of shares.
+
+    Args:
+      method: ``name`` and values of a method.
+      steps: length of the training in updates.
+
+    Returns:
+      The same names; whole updates.
+
+    Examples:
+      >>> from experiments import optimizers
+      >>> optimizers.in_updates({"name": "magnitude_attention", "ramp": (0.0, 0.75)}, 1000)
+      {'name': 'magnitude_attention', 'ramp': (0, 750)}
+
+    References:
+      original.
+    """
+    options = dict(method)
+    if "ramp" in options:
+        options["ramp"] = tuple(round(share * steps) for share in options["ramp"])
+    if "exploit_at" in options:
+        options["exploit_at"] = round(options["exploit_at"] * steps)
+    return options
+
+
+def _of(table: Mapping[str, Any], name: str, argument: str) -> Any:
+    if name not in table:
+        raise ValueError(f"`{argument}` must be one of {', '.join(table)}, got {name!r}")
+    return table[name]
+
+
+def _optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+    return _of({"sgd": _sgd, "adamw": _adamw}, config["name"], "optimizer.name")(config, steps)
+
+
+def _sgd(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+    """Nesterov momentum; the decay joins the gradient of every parameter, as an L2 penalty."""
+    return optax.chain(
+        optax.add_decayed_weights(config["weight_decay"]),
+        optax.sgd(learning_rate(config, steps), momentum=config["momentum"], nesterov=True),
+    )
+
+
+def _adamw(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+    rate = learning_rate(config, steps)
+    return optax.adamw(rate, b1=config["momentum"], weight_decay=config["weight_decay"])
+
+
+def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
+    """The learning rate over the updates.
+
+    Args:
+      config: ``learning_rate``, the peak; ``warmup``, the share of training in which it rises from
+        half of that; ``drops``, the shares at which it is multiplied by ``drop_factor``, or empty
+        for a cosine to 0.
+      steps: length of the training in updates.
+
+    Returns:
+      A function of the updates completed.
+
+    Examples:
+      >>> from experiments import optimizers
+      >>> config = {"learning_rate": 1.0, "warmup": 0.0, "drops": (0.5,), "drop_factor": 0.25}
+      >>> rate = optimizers.learning_rate(config, steps=10)
+      >>> float(rate(4)), float(rate(5))
+      (1.0, 0.25)
+
+    References:
+      Loshchilov and Hutter, SGDR, 2016, https://arxiv.org/abs/1608.03983 (the cosine).
+    """
+    peak, warmup = config["learning_rate"], round(config["warmup"] * steps)
+    main = optax.cosine_decay_schedule(peak, steps - warmup)
+    if config["drops"]:
+        drops = {round(share * steps) - warmup: config["drop_factor"] for share in config["drops"]}
+        main = optax.piecewise_constant_schedule(peak, drops)
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(peak / 2, peak, warmup), main], [warmup])

@@ -1,0 +1,199 @@
+"""The pieces of a training loop that `train.py`, `compare.py` and `evaluate.py` share.
+
+Nothing here knows about pruning but `measure`, which counts zeros: the params are the network.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training import train_state
+
+import jaxprune
+from experiments import data
+from jaxprune import trees
+
+_TEST_BATCH = 500
+
+
+class State(train_state.TrainState):
+    """Flax's training state and the running statistics of batch norm."""
+
+    batch_stats: Any
+
+
+def create(
+    model: nn.Module, tx: optax.GradientTransformation, dataset: data.Dataset, seed: int
+) -> State:
+    """The state before the first update.
+
+    Args:
+      model: the network.
+      tx: the optimizer.
+      dataset: gives the shape of an image.
+      seed: of the initial weights.
+
+    Returns:
+      The state, a function of the seed alone; its buffers may be donated.
+
+    Examples:
+      >>> import numpy as np, optax
+      >>> from experiments import data, models, training
+      >>> toy = data.Dataset(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32), 10)
+      >>> state = training.create(models.MLP(classes=10), optax.sgd(0.1), toy, seed=0)
+      >>> state.params["dense_0"]["kernel"].shape
+      (64, 128)
+
+    References:
+      original.
+    """
+    images = jnp.zeros((1, *dataset.images.shape[1:]), jnp.float32)
+    variables = _initial(model, jax.random.key(seed), images)
+    return State.create(
+        apply_fn=model.apply,
+        params=variables["params"],
+        tx=tx,
+        batch_stats=variables.get("batch_stats", {}),
+    ).replace(step=jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
+    return model.init(key, images, train=False)
+
+
+def _normalized(images: jax.Array) -> jax.Array:
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def train_step(state: State, batch: data.Batch) -> tuple[State, dict[str, jax.Array]]:
+    """One update; compiled once for a model and an optimizer.
+
+    Args:
+      state: the training state, donated.
+      batch: uint8 ``image`` and int32 ``label``.
+
+    Returns:
+      The new state; ``loss`` and ``accuracy`` of the batch, float32 scalars on the device.
+
+    References:
+      original.
+    """
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        images = _normalized(batch["image"])
+        logits, new = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), (logits, new.get("batch_stats", {}))
+
+    (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    state = state.apply_gradients(grads=grads, batch_stats=stats)
+    right = jnp.mean(logits.argmax(axis=-1) == batch["label"], dtype=jnp.float32)
+    return state, {"loss": loss, "accuracy": right}
+
+
+@jax.jit
+def _right(state: State, batch: data.Batch) -> jax.Array:
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = state.apply_fn(variables, _normalized(batch["image"]), train=False)
+    return jnp.sum(logits.argmax(axis=-1) == batch["label"], dtype=jnp.int32)
+
+
+def accuracy(state: State, dataset: data.Dataset) -> float:
+    """Share of the images that the network, with its running statistics, classifies rightly.
+
+    Args:
+      state: the training state.
+      dataset: the images and labels.
+
+    Returns:
+      The share, in [0, 1].
+
+    References:
+      original.
+    """
+    size = min(_TEST_BATCH, len(dataset.labels))
+    right = [_right(state, batch) for batch in data.whole(dataset, size)]
+    return int(np.sum(jax.device_get(right))) / len(dataset.labels)
+
+
+def measure(params: Any, where: str) -> dict[str, Any]:
+    """How sparse the params are, counted on them and not read from masks.
+
+    Args:
+      params: the network.
+      where: which leaves are prunable, a regex, or empty for jaxprune's default rule.
+
+    Returns:
+      ``sparsity``, ``kept`` and ``total`` over all prunable leaves; ``layers``, ``{path: [kept,
+      total]}``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from experiments import training
+      >>> found = training.measure({"conv": {"kernel": jnp.array([[0.0, 1.0]])}}, "conv")
+      >>> found["sparsity"], found["layers"]
+      (0.5, {'conv/kernel': [1, 2]})
+
+    References:
+      original.
+    """
+    leaves = trees.by_path(params)
+    layers = {
+        path: [int(np.count_nonzero(leaves[path])), int(leaves[path].size)]
+        for path in trees.prunable(leaves, where or None)
+    }
+    kept, total = (sum(layer[i] for layer in layers.values()) for i in (0, 1))
+    return {"sparsity": 1 - kept / total, "kept": kept, "total": total, "layers": layers}
+
+
+def sparsity(state: State, method: str) -> float:
+    """The sparsity the masks say, 0 for a dense run.
+
+    Args:
+      state: the training state.
+      method: name of its method.
+
+    Returns:
+      A share in [0, 1].
+
+    References:
+      original.
+    """
+    return 0.0 if method == "dense" else float(jaxprune.sparsity_of(state.opt_state))
+
+
+def result(state: State, test: data.Dataset, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished run has come to, measured on its final params.
+
+    Args:
+      state: the final state.
+      test: the test images.
+      config: the experiment.
+
+    Returns:
+      ``method``, ``seed``, ``steps``, ``accuracy`` and the values of `measure`.
+
+    Raises:
+      ValueError: if the params are not the network that the method's state says they are.
+
+    References:
+      original.
+    """
+    method = config["method"]["name"]
+    if method != "dense":
+        jaxprune.verify(state.params, state.opt_state)
+    return {
+        "method": method,
+        "seed": config["seed"],
+        "steps": int(state.step),
+        "accuracy": accuracy(state, test),
+        **measure(state.params, config["where"]),
+    }

@@ -1,0 +1,75 @@
+"""Pruning for JAX: the parameters you hold are the network you ship."""
+
+from jaxprune import distributions as distributions
+from jaxprune import masks as masks
+from jaxprune import schedules as schedules
+from jaxprune import scores as scores
+from jaxprune import views as views
+from jaxprune.checks import check as check
+from jaxprune.checks import describe as describe
+from jaxprune.checks import rebase as rebase
+from jaxprune.checks import verify as verify
+from jaxprune.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
+from jaxprune.methods.magnitude_attention import magnitude_attention as magnitude_attention
+from jaxprune.methods.prune_once import prune_once as prune_once
+from jaxprune.methods.static import static as static
+from jaxprune.methods.straight_through import straight_through as straight_through
+from jaxprune.readers import active_params as active_params
+from jaxprune.readers import eval_params as eval_params
+from jaxprune.readers import get_masks as get_masks
+from jaxprune.readers import phase_of as phase_of
+from jaxprune.readers import project as project
+from jaxprune.readers import sparsity_of as sparsity_of
+from jaxprune.readers import state_shardings as state_shardings
+from jaxprune.readers import view_params as view_params
+from jaxprune.report import Plan as Plan
+from jaxprune.report import Summary as Summary
+from jaxprune.report import plan as plan
+from jaxprune.report import summarize as summarize
+from jaxprune.state import PruneState as PruneState
+from jaxprune.transform import method as method
+from jaxprune.transform import prune as prune
+from jaxprune.types import Candidates as Candidates
+from jaxprune.types import MaskUpdate as MaskUpdate
+from jaxprune.types import Memory as Memory
+from jaxprune.types import Phase as Phase
+from jaxprune.types import Signals as Signals
+from jaxprune.types import View as View
+
+__all__ = [
+    "Candidates",
+    "MaskUpdate",
+    "Memory",
+    "Phase",
+    "Plan",
+    "PruneState",
+    "Signals",
+    "Summary",
+    "View",
+    "active_params",
+    "check",
+    "describe",
+    "distributions",
+    "eval_params",
+    "get_masks",
+    "gradual_magnitude",
+    "magnitude_attention",
+    "masks",
+    "method",
+    "phase_of",
+    "plan",
+    "project",
+    "prune",
+    "prune_once",
+    "rebase",
+    "schedules",
+    "scores",
+    "sparsity_of",
+    "state_shardings",
+    "static",
+    "straight_through",
+    "summarize",
+    "verify",
+    "view_params",
+    "views",
+]

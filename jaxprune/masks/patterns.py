@@ -1,0 +1,151 @@
+"""Masks with a pattern: n of every m neighbours, and whole blocks."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.masks.counting import Density, arrays, counts_of, sizes_of
+from jaxprune.masks.ranking import largest
+from jaxprune.selection import Ranked
+from jaxprune.selection.keys import codes_of, order_of
+from jaxprune.trees import Tree, from_paths
+from jaxprune.types import wrong
+
+_UNROLLED = 32
+"""Up to this m a group is compared in one fused pass; above it, one pass an entry."""
+
+
+def n_of_m(scores: Tree, n: int, m: int, axis: int = -1) -> Tree:
+    """Keeps the n highest scores of every m neighbours along an axis.
+
+    An entry is kept if fewer than n of its group rank above it.
+
+    Args:
+      scores: tree of arrays.
+      n: how many are kept, in [0, m].
+      m: how many stand in a group, at least 1.
+      axis: the axis along which groups lie.
+
+    Returns:
+      A tree of masks like ``scores``.
+
+    Raises:
+      TypeError: if ``n`` or ``m`` is not an integer.
+      ValueError: if ``n`` lies outside [0, m], ``m`` is below 1, or a leaf lacks the axis or has
+        one whose size is no multiple of m.
+
+    Examples:
+      >>> n_of_m(jnp.array([1.0, 4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 5.0]), 2, 4).tolist()
+      [False, True, True, False, True, True, False, False]
+
+    References:
+      Mishra et al., "Accelerating sparse deep neural networks", 2021,
+      https://arxiv.org/abs/2104.08378; Zhou et al., "Learning N:M fine-grained structured sparse
+      neural networks from scratch", 2021, https://arxiv.org/abs/2102.04010.
+    """
+    for name, number in (("n", n), ("m", m)):
+        if not isinstance(number, int | np.integer):
+            raise TypeError(wrong(name, "be an integer", number))
+    if m < 1:
+        raise ValueError(wrong("m", "be at least 1", m))
+    if not 0 <= n <= m:
+        raise ValueError(wrong("n", f"lie in [0, m] with m = {m}", n))
+    masks = {p: _first_of_groups(p, x, int(n), int(m), axis) for p, x in arrays(scores).items()}
+    return from_paths(scores, masks)
+
+
+def block(scores: Tree, density: Density, shape: Sequence[int]) -> Tree:
+    """Keeps whole blocks, those of the highest mean score in each leaf.
+
+    round(density B) of a leaf's B blocks. Where the shape of a block does not divide that of the
+    leaf the last ones are ragged: such a block counts as one, and its score is the mean of the
+    entries it has. Ties go to the block that comes first in row-major order.
+
+    Args:
+      scores: tree of arrays.
+      density: share of blocks that is kept, in [0, 1]; a number, or a tree of numbers.
+      shape: the shape of a block, of at most the leaves' rank; a shorter one means the last axes.
+
+    Returns:
+      A tree of masks like ``scores``, each in the shape of its leaf.
+
+    Raises:
+      TypeError: if ``shape`` is not made of integers.
+      ValueError: if a density is outside [0, 1] or missing, an extent is below 1, or ``shape`` has
+        more axes than a leaf.
+
+    Examples:
+      >>> block(jnp.array([[1.0, 2.0, 9.0], [3.0, 4.0, 0.0]]), 0.5, (1, 2)).tolist()
+      [[False, False, True], [True, True, False]]
+
+    References:
+      Narang, Undersander & Diamos, "Block-sparse recurrent neural networks", 2017,
+      https://arxiv.org/abs/1711.02782 (there a block is ranked by its maximum).
+    """
+    leaves = arrays(scores)
+    shapes = {path: _block_shape(path, leaf.shape, shape) for path, leaf in leaves.items()}
+    means = {path: _block_means(leaf, shapes[path]) for path, leaf in leaves.items()}
+    kept = largest(means, counts_of(sizes_of(means), density))
+    masks = {p: _spread_blocks(kept[p], shapes[p], leaf.shape) for p, leaf in leaves.items()}
+    return from_paths(scores, masks)
+
+
+def _first_of_groups(path: str, leaf: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    """The entries of which fewer than n of their group come before them in the order."""
+    shape = leaf.shape
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(wrong("axis", f"be an axis of '{path}', which has shape {shape}", axis))
+    axis %= len(shape)
+    if shape[axis] % m:
+        expected = f"have a multiple of m = {m} entries along axis {axis} of '{path}'"
+        raise ValueError(wrong("scores", expected, shape[axis]))
+    codes = codes_of(Ranked(leaf), order_of([Ranked(leaf)]))
+    codes = codes.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
+    place = lax.broadcasted_iota(jnp.int32, codes.shape, axis + 1)
+
+    def count_before(j: jax.Array, before: jax.Array) -> jax.Array:
+        other = lax.dynamic_slice_in_dim(codes, j, 1, axis + 1)
+        ahead = (other > codes) | ((other == codes) & (j < place))
+        return before + ahead.astype(before.dtype)
+
+    start = jnp.zeros_like(codes, dtype=jnp.int32)
+    before = lax.fori_loop(0, m, count_before, start, unroll=m <= _UNROLLED)
+    return (before < n).reshape(shape)
+
+
+def _block_shape(path: str, shape: tuple[int, ...], given: Sequence[int]) -> tuple[int, ...]:
+    """The block's extent along every axis of the leaf."""
+    if not all(isinstance(extent, int | np.integer) for extent in given):
+        raise TypeError(wrong("shape", "be made of integers", given))
+    if any(extent < 1 for extent in given):
+        raise ValueError(wrong("shape", "be made of numbers of at least 1", given))
+    if len(given) > len(shape):
+        expected = f"have at most the {len(shape)} axes of '{path}'"
+        raise ValueError(wrong("shape", expected, given))
+    return (1,) * (len(shape) - len(given)) + tuple(int(extent) for extent in given)
+
+
+def _block_means(scores: jax.Array, block_shape: tuple[int, ...]) -> jax.Array:
+    """The mean score of each block over the entries it has, one entry a block."""
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    split, number = [], np.ones((), scores.dtype)
+    for size, extent in zip(scores.shape, block_shape, strict=True):
+        blocks = -(-size // extent)
+        split += [blocks, extent]
+        inside = np.minimum(extent, size - extent * np.arange(blocks)).astype(scores.dtype)
+        number = np.multiply.outer(number, inside)
+    spare = [(0, -size % extent) for size, extent in zip(scores.shape, block_shape, strict=True)]
+    summed = jnp.pad(scores, spare).reshape(split).sum(tuple(range(1, len(split), 2)))
+    return summed / jnp.asarray(number)
+
+
+def _spread_blocks(
+    kept: jax.Array, block_shape: tuple[int, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """A decision for each block as a mask of the leaf."""
+    for axis, extent in enumerate(block_shape):
+        kept = jnp.repeat(kept, extent, axis, total_repeat_length=kept.shape[axis] * extent)
+    return kept[tuple(slice(size) for size in shape)]

@@ -1,0 +1,89 @@
+"""What the methods with a target sparsity share: reading it, and the steps that follow from it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import masks
+from jaxprune.distributions import Budget
+from jaxprune.schedules import Either, Ramp, When, cubic, every, once
+from jaxprune.types import Counts, Leaves, wrong
+
+Schedule = Ramp | Callable[[Any], Any]
+
+
+def schedule_of(sparsity: Any, ramp: tuple[int, int] | None, start: Any = None) -> Schedule:
+    """The schedule that ``sparsity`` and ``ramp`` mean: a cubic ramp to a number, or itself.
+
+    Args:
+      sparsity: a number, with ``ramp``; or a schedule n -> sparsity, without.
+      ramp: the first and the last update of the cubic ramp.
+      start: the first masks; the ramp begins at their sparsity. Of a function's masks nothing is
+        known beforehand, and the ramp begins at 0.
+
+    Returns:
+      A function of the updates completed.
+
+    Raises:
+      ValueError: if a number comes without ``ramp``, or a schedule with one.
+    """
+    if callable(sparsity):
+        if ramp is not None:
+            raise ValueError(wrong("ramp", "be None where `sparsity` is a schedule", ramp))
+        return sparsity
+    if ramp is None:
+        hint = f"a number needs ramp=(begin, end) in updates, here with sparsity={sparsity!r}"
+        raise ValueError(wrong("ramp", "be given with a number as `sparsity`", None, hint))
+    if not isinstance(ramp, tuple | list) or len(ramp) != 2:
+        raise ValueError(wrong("ramp", "be (begin, end)", ramp))
+    return cubic(*ramp, sparsity, initial=_sparsity_of(start))
+
+
+def _sparsity_of(start: Any) -> Any:
+    masks = [] if start is None or callable(start) else jax.tree.leaves(start)
+    total = sum(mask.size for mask in masks)
+    kept = sum(jnp.sum(mask.astype(bool), dtype=jnp.int32) for mask in masks)
+    if not total or isinstance(kept, jax.core.Tracer):
+        return (total - kept) / total if total else 0.0
+    return (total - int(kept)) / total
+
+
+def end_of(schedule: Schedule) -> int | None:
+    """The step at which a schedule reaches its target, where that is known."""
+    return schedule.end if isinstance(schedule, Ramp) else None
+
+
+def refreshes(interval: int, schedule: Schedule, end: int | None) -> When:
+    """Every ``interval`` updates from the ramp's begin to ``end``, and at the ramp's own end.
+
+    Args:
+      interval: updates between two refreshes.
+      schedule: the schedule of sparsity.
+      end: the last refresh; None means for ever.
+
+    Returns:
+      n -> bool.
+
+    Raises:
+      ValueError: if ``end`` comes before the ramp's end.
+    """
+    if not isinstance(schedule, Ramp):
+        return every(interval, 0, end)
+    if end is not None and end < schedule.end:
+        expected = f"not come before the ramp's end, {schedule.end}"
+        raise ValueError(wrong("exploit_at", expected, end))
+    times = every(interval, schedule.begin, end)
+    return Either((times, once(max(schedule.end, 1)))) if end != schedule.end else times
+
+
+
+
+def largest_within(budget: Budget) -> Callable[[Leaves, Counts], Leaves]:
+    """Keeps the largest scores, and of every leaf at least what the budget's floors say."""
+
+    def select(scores: Leaves, counts: Counts) -> Leaves:
+        return masks.largest(scores, counts, budget.floors({p: x.values for p, x in scores.items()}))
+
+    return select

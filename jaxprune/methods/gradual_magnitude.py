@@ -1,0 +1,76 @@
+"""Gradual magnitude pruning: the smallest weights go, along a cubic ramp."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from jaxprune import scores, views
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.methods.common import end_of, largest_within, refreshes, schedule_of
+from jaxprune.transform import Start, method, prune
+from jaxprune.trees import Where
+from jaxprune.types import Candidates, MaskUpdate
+
+
+@method
+def gradual_magnitude(
+    inner: optax.GradientTransformation | None,
+    *,
+    sparsity: Any,
+    ramp: tuple[int, int] | None = None,
+    every: int = 16,
+    where: Where | None = None,
+    distribution: Distribution = "uniform",
+    overrides: Mapping[str, float] | None = None,
+    min_density: float = 0.0,
+    start: Start = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Drops the weights of smallest magnitude, more and more of them along a cubic ramp.
+
+    At update n of a refresh the ``N - round(N s_n)`` largest ``|w|`` of the kept weights stay, with
+    ``s_n = S - S (1 - (n - begin) / (end - begin))^3``. What is dropped does not come back.
+
+    Args:
+      inner: the optimizer; or None, written out, to stand last in a chain.
+      sparsity: the share to prune, in [0, 1), or a schedule: updates completed -> sparsity.
+      ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
+      every: updates between two refreshes; there is one at the ramp's end too.
+      where: which leaves are pruned; replaces the default rule.
+      distribution: "uniform", "global", "erk", densities, or a function that returns them.
+      overrides: ``{pattern: sparsity}``, counted in the total.
+      min_density: least share kept in each leaf under a global ranking.
+      start: first masks, by path.
+      seed: not used by this method's scores.
+
+    Returns:
+      A gradient transformation; the params are the pruned network after each update.
+
+    Raises:
+      ValueError: if a sparsity lies outside [0, 1), comes without its ramp, or the ramp ends before
+        it begins.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=0.75, ramp=(0, 1))
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
+      >>> zeros = {"kernel": jnp.zeros((2, 2))}
+      >>> updates, state = tx.update(zeros, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[ 0. -4.]
+       [ 0.  0.]]
+
+    References:
+      Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878.
+    """
+    schedule = schedule_of(sparsity, ramp, start)
+    budget = Budget(schedule, distribution, overrides, min_density)
+    smallest_go = MaskUpdate(
+        when=refreshes(every, schedule, end_of(schedule)),
+        score=scores.magnitude,
+        count=budget,
+        select=largest_within(budget),
+        candidates=Candidates.KEPT,
+    )
+    return prune(inner, [smallest_go], views.hard, where=where, start=start, seed=seed)

@@ -1,0 +1,195 @@
+"""Magnitude attention-based dynamic pruning (MAP): every weight counts as much as its magnitude."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import scores
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.methods.common import end_of, largest_within, refreshes, schedule_of
+from jaxprune.schedules import timeline
+from jaxprune.selection import cut
+from jaxprune.transform import Start, method, prune
+from jaxprune.trees import OutputAxis, Where
+from jaxprune.types import Leaves, MaskUpdate, Memory, Signals, View, one_of
+from jaxprune.views import guard, through
+
+_LEAST_FLOOR = 1e-3  # at 0 an exact zero would never come back, a zero-initialised leaf never move
+
+_ON_GRADIENT = (
+    "Attention is on the gradient, right for SGD; Adam-like optimizers divide it out again: "
+    'give them attention_on="update".'
+)
+
+
+@method
+def magnitude_attention(
+    inner: optax.GradientTransformation | None,
+    *,
+    sparsity: Any,
+    ramp: tuple[int, int] | None = None,
+    every: int = 16,
+    exploit_at: int | None = None,
+    strength: Any = 1.0,
+    masked: Literal["floor", "own"] = "floor",
+    forward: bool = True,
+    attention_on: Literal["gradient", "update"] | None = None,
+    dead_units: Literal["hold", "move"] = "hold",
+    where: Where | None = None,
+    distribution: Distribution = "global",
+    overrides: Mapping[str, float] | None = None,
+    min_density: float = 0.0,
+    start: Start = None,
+    output_axis: OutputAxis = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """MAP: weights enter the forward and the backward pass by an attention from their magnitude.
+
+    With lb = (1 - s_n)^strength and top = max |w| of the leaf, both taken at each refresh,
+
+    - attention ``a = lb + (1 - lb) min(|w| / top, 1)``; 1 on an all-zero leaf, 1 everywhere while
+      the network is dense;
+    - exploring (updates completed < ``exploit_at``): ``e = m a w``; the gradient of kept weights is
+      ``a g``, that of masked ones ``lb g``; every ``every`` updates the mask keeps the largest
+      ``|w|`` at the scheduled sparsity;
+    - exploiting (from ``exploit_at`` on): mask, top and lb are frozen; the gradient of kept weights
+      is ``a g``, masked weights do not move, by momentum and decay neither.
+
+    With SGD, attention on the gradient is the paper's form. Adam-like optimizers divide a factor on
+    the gradient out again: give them ``attention_on="update"``, which scales the finished update,
+    weight decay included.
+
+    Args:
+      inner: the optimizer; or None, written out, to stand last in a chain (attention is then on the
+        update).
+      sparsity: the share to prune, in [0, 1), or a schedule: updates completed -> sparsity.
+      ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
+      every: updates between two refreshes; there is one at the ramp's end too.
+      exploit_at: the last refresh, in updates; by default the ramp's end (never, for a schedule).
+      strength: z, the exponent of the floor; 0 is no attention, infinity a = |w| / top.
+      masked: what scales the gradient of masked weights, the "floor" lb or their "own" a.
+      forward: whether attention is in the forward pass too; False gives ``e = m w``.
+      attention_on: "gradient" (the default with an optimizer) or "update" (without).
+      dead_units: "hold": masked weights of an output unit without any kept weight get no gradient
+        (no update, with attention on the update), a guard against collapse under batch norm;
+        "move": they do.
+      where: which leaves are pruned; replaces the default rule.
+      distribution: "global", "uniform", "erk", densities, or a function that returns them.
+      overrides: ``{pattern: sparsity}``, counted in the total.
+      min_density: least share kept in each leaf under a global ranking.
+      start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
+        the sparsity of masks that are given.
+      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
+      seed: not used by this method's scores.
+
+    Returns:
+      A gradient transformation; the params are the pruned network, attention multiplied in.
+
+    Raises:
+      ValueError: if a sparsity lies outside [0, 1), comes without its ramp, or the ramp ends before
+        it begins; if ``exploit_at`` comes before the ramp's end; if a choice is none of its values;
+        if ``attention_on="gradient"`` without an optimizer.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.magnitude_attention(optax.sgd(0.1), sparsity=0.5, ramp=(0, 1))
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
+      >>> zeros = {"kernel": jnp.zeros((2, 2))}
+      >>> updates, state = tx.update(zeros, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])  # 3 a = 3 (0.5 + 0.5 * 3 / 4)
+      [[ 0.    -4.   ]
+       [ 2.625  0.   ]]
+
+    References:
+      Back, Ahn and Kim, Magnitude Attention-based Dynamic Pruning, 2023,
+      https://arxiv.org/abs/2306.05056. From the paper: attention in both passes, exploration, then
+      exploitation. The formula of a, the floor on masked gradients, its hold between refreshes, the
+      guard and the update form are our reading.
+    """
+    schedule = schedule_of(sparsity, ramp, start)
+    budget = Budget(schedule, distribution, overrides, min_density)
+    exploit_at = end_of(schedule) if exploit_at is None else exploit_at
+    attention_on = attention_on or ("update" if inner is None else "gradient")
+    one_of("masked", masked, ("floor", "own"))
+    one_of("attention_on", attention_on, ("gradient", "update") if inner else ("update",))
+    one_of("dead_units", dead_units, ("hold", "move"))
+    units = guard(output_axis)
+
+    def attention(s: Signals) -> Leaves:
+        floor, top = s.memory["floor"], s.memory["top"]
+        return {
+            p: jax.lax.stop_gradient(floor + (1 - floor) * share_of_maximum(s.dense[p], top[p]))
+            for p in s.mask
+        }
+
+    def factor(s: Signals, path: str, a: jax.Array) -> jax.Array:
+        """What scales the gradient or the update: a, and while exploring a floor where masked."""
+        lower = s.memory["floor"] if masked == "floor" else a
+        if dead_units == "hold":
+            lower = jnp.where(s.memory["alive"][path], lower, 0)
+        return jnp.where(s.mask[path], a, lower)
+
+    def apply(s: Signals) -> Leaves:
+        seen = {}
+        for p, a in attention(s).items():
+            value = cut(a * s.dense[p] if forward else s.dense[p], s.mask[p])
+            on_gradient = factor(s, p, a) if attention_on == "gradient" else 1
+            seen[p] = through(value, on_gradient * s.dense[p])
+        return seen
+
+    def update_scale(s: Signals) -> Leaves:
+        moving = {p: m if exploit_at is None else m | (s.step < exploit_at) for p, m in s.mask.items()}
+        if attention_on == "gradient":
+            return moving
+        return {p: jnp.where(moving[p], factor(s, p, a), 0) for p, a in attention(s).items()}
+
+    def inverse(s: Signals) -> Leaves:
+        return {p: without_attention(s.dense[p], s.memory["floor"], t) for p, t in s.memory["top"].items()}
+
+    def remember(s: Signals) -> dict[str, Any]:
+        floor = jnp.maximum((1 - jnp.asarray(schedule(s.step))) ** strength, _LEAST_FLOOR)
+        top = {p: largest_magnitude(s.dense[p]) for p in s.mask}
+        return {"floor": floor, "top": top, **units.update(s)}
+
+    def blank(mask: Leaves) -> dict[str, Any]:
+        return {"floor": jnp.ones(()), "top": {p: jnp.ones(()) for p in mask}, **units.init(mask)}
+
+    largest_stay = MaskUpdate(
+        when=refreshes(every, schedule, exploit_at),
+        score=scores.magnitude,
+        count=budget,
+        select=largest_within(budget),
+    )
+    return prune(
+        inner,
+        [largest_stay],
+        View(apply, update_scale, copy=True, inverse=inverse if forward else None),
+        where=where,
+        start=start,
+        memory=Memory(init=blank, update=remember),
+        phases=timeline(("explore", exploit_at), ("exploit", None)) if exploit_at else None,
+        output_axis=output_axis,
+        note=_ON_GRADIENT if attention_on == "gradient" else "",
+        seed=seed,
+    )
+
+
+def largest_magnitude(w: jax.Array) -> jax.Array:
+    """The largest finite ``|w|`` of a leaf."""
+    return jnp.max(jnp.where(jnp.isfinite(w), jnp.abs(w), 0))
+
+
+def share_of_maximum(w: jax.Array, top: jax.Array) -> jax.Array:
+    """``min(|w| / top, 1)``; 1 on an all-zero leaf."""
+    return jnp.where(top > 0, jnp.minimum(jnp.abs(w) / jnp.where(top > 0, top, 1), 1), 1)
+
+
+def without_attention(seen: jax.Array, floor: jax.Array, top: jax.Array) -> jax.Array:
+    """The w of which ``(floor + (1 - floor) min(|w| / top, 1)) w`` is the seen value."""
+    size = jnp.abs(seen)
+    curve = (1 - floor) / jnp.where(top > 0, top, 1)  # size = floor |w| + curve |w|^2 below top
+    below = 2 * size / (floor + jnp.sqrt(floor**2 + 4 * curve * size))
+    return jnp.sign(seen) * jnp.where((size >= top) | (top == 0), size, below)

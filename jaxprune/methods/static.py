@@ -1,0 +1,71 @@
+"""Static masks: given, or drawn at random at the first update."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from jaxprune import scores, views
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.methods.common import largest_within
+from jaxprune.schedules import constant, once
+from jaxprune.transform import method, prune
+from jaxprune.trees import Where
+from jaxprune.types import MaskUpdate, wrong
+
+
+@method
+def static(
+    inner: optax.GradientTransformation | None,
+    *,
+    masks: Any = None,
+    sparsity: Any = None,
+    where: Where | None = None,
+    distribution: Distribution = "erk",
+    overrides: Mapping[str, float] | None = None,
+    min_density: float = 0.0,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains under masks that never change: ``e = m * w``.
+
+    Args:
+      inner: the optimizer; or None, written out, to stand last in a chain.
+      masks: the masks, by path; a leaf that is missing stays whole. Give these or ``sparsity``.
+      sparsity: the share to prune at random, in [0, 1).
+      where: which leaves are pruned; replaces the default rule.
+      distribution: of random masks: "erk", "uniform", "global", densities, or a function.
+      overrides: ``{pattern: sparsity}`` for random masks, counted in the total.
+      min_density: least share kept in each leaf of random masks that are drawn over the tree.
+      seed: of random masks.
+
+    Returns:
+      A gradient transformation; the params are the pruned network after each update.
+
+    Raises:
+      ValueError: if neither or both of ``masks`` and ``sparsity`` are given, or a sparsity lies
+        outside [0, 1).
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> finished = {"kernel": jnp.array([[0.0, 2.0], [3.0, 0.0]])}
+      >>> tx = jaxprune.static(optax.sgd(1.0), masks=jaxprune.masks.nonzero(finished))
+      >>> grads = {"kernel": jnp.ones((2, 2))}
+      >>> updates, state = tx.update(grads, tx.init(finished), finished)
+      >>> print(optax.apply_updates(finished, updates)["kernel"])
+      [[0. 1.]
+       [2. 0.]]
+
+    References:
+      original; random masks of ERK densities: Evci et al., Rigging the Lottery, 2020,
+      https://arxiv.org/abs/1911.11134.
+    """
+    if (masks is None) == (sparsity is None):
+        came = "neither" if masks is None else "both"
+        raise ValueError(wrong("masks", "be given, or else `sparsity`", came))
+    if masks is not None:
+        return prune(inner, [], views.hard, where=where, start=masks, seed=seed)
+    budget = Budget(constant(sparsity), distribution, overrides, min_density)
+    drawn = MaskUpdate(
+        when=once(1), score=scores.random, count=budget, select=largest_within(budget)
+    )
+    return prune(inner, [drawn], views.hard, where=where, seed=seed)

@@ -1,0 +1,352 @@
+"""Reports: `plan` before training, `summarize` at any moment. Both print as a table."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jaxprune import trees
+from jaxprune.distributions import Budget
+from jaxprune.readers import phase_of
+from jaxprune.schedules import Either, Every, Ramp, When, steps_due
+from jaxprune.state import Parts, PruneState, states_of
+from jaxprune.types import REST, Leaves
+from jaxprune.views import living_units
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Text in columns: the first to the left, the others to the right."""
+    cells = [list(header), *[["" if c is None else str(c) for c in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+class PlannedLeaf(NamedTuple):
+    """One leaf of a plan.
+
+    Attributes:
+      path: its path.
+      shape: its shape.
+      pruned: whether it is pruned.
+      reason: why it is not.
+      output_axis: the axis that counts its outputs; None if it is not pruned.
+      density_now: share kept at the start; None where the first update draws the masks.
+      density_end: share kept at the end; None where leaves are ranked together.
+      kept_end: entries kept at the end; None where leaves are ranked together.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    pruned: bool
+    reason: str
+    output_axis: int | None
+    density_now: float | None
+    density_end: float | None
+    kept_end: int | None
+
+
+class Plan(NamedTuple):
+    """What a method will do to params of these shapes.
+
+    Attributes:
+      leaves: one row a leaf.
+      kept: entries kept at the end over all prunable leaves; None if a schedule does not tell.
+      total: all prunable entries.
+      steps: updates at which masks change, up to the last one known.
+      endless: whether masks go on changing after these.
+      bytes_per_parameter: state beside the inner optimizer's, over all parameters.
+      note: what the method wants its user to know.
+    """
+
+    leaves: tuple[PlannedLeaf, ...]
+    kept: int | None
+    total: int
+    steps: tuple[int, ...]
+    endless: bool
+    bytes_per_parameter: float
+    note: str
+
+    def __str__(self) -> str:
+        """The plan as a table."""
+        names = "leaf", "shape", "pruned", "output axis", "density now", "at the end", "kept"
+        rows = [
+            (
+                leaf.path,
+                "x".join(map(str, leaf.shape)) or "scalar",
+                "yes" if leaf.pruned else f"no ({leaf.reason})",
+                leaf.output_axis,
+                _share(leaf.density_now) if leaf.pruned else "",
+                (_share(leaf.density_end) or "ranked together") if leaf.pruned else "",
+                leaf.kept_end,
+            )
+            for leaf in self.leaves
+        ]
+        shown = ", ".join(map(str, self.steps[:4])) + (", ..." if len(self.steps) > 5 else "")
+        last = f", {self.steps[-1]}" if len(self.steps) > 4 else ""
+        when = f"{len(self.steps)} changes of masks: {shown}{last}" if self.steps else "no changes"
+        kept = "as the schedule says" if self.kept is None else f"{self.kept} of {self.total}"
+        lines = [
+            _table(names, rows),
+            f"kept at the end: {kept}",
+            f"after update {when}{' and so on without end' if self.endless else ''}",
+            f"state: {self.bytes_per_parameter:.2f} bytes a parameter beside the optimizer's",
+        ]
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+
+def _share(density: float | None) -> str | None:
+    return None if density is None else f"{density:.4f}"
+
+
+def plan(tx: optax.GradientTransformation, params: Any) -> Plan:
+    """A dry run: what a method will prune, how far and when; trains and allocates nothing.
+
+    Args:
+      tx: the whole transformation, with the method anywhere in it.
+      params: the params, or their shapes (`jax.ShapeDtypeStruct`).
+
+    Returns:
+      A `Plan`; print it for the table.
+
+    Raises:
+      ValueError: if ``tx`` holds no method, or the method refuses the params.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> params = {"dense": {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}}
+      >>> tx = jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=0.9, ramp=(0, 40))
+      >>> plan = jaxprune.plan(tx, params)
+      >>> plan.kept, plan.total, plan.steps
+      (2, 20, (16, 32, 40))
+
+    References:
+      original.
+    """
+    leaves = trees.by_path(params)
+    state = jax.eval_shape(tx.init, params)
+    states = states_of(state)
+    rows: dict[str, PlannedLeaf] = {}
+    kept: list[int | None] = []
+    steps: set[int] = set()
+    for part in states:
+        counts = _counts_at_end(part)
+        kept.append(None if counts is None else sum(counts.values()))
+        rows |= _rows(part, leaves, counts)
+        steps |= {n for u in part.prune_spec.parts.mask_updates for n in _known_steps(u.when)}
+    reasons = trees.pruning_reasons(leaves)
+    unpruned = {
+        path: PlannedLeaf(path, leaf.shape, False, reasons[path] or "left out", *[None] * 4)
+        for path, leaf in leaves.items()
+    }
+    whens = [u.when for part in states for u in part.prune_spec.parts.mask_updates]
+    extra = sum(_bytes(part._replace(prune_inner=())) for part in states)
+    return Plan(
+        leaves=tuple((unpruned | rows)[path] for path in leaves),
+        kept=None if None in kept else sum(k for k in kept if k is not None),
+        total=sum(math.prod(rows[path].shape) for path in rows if rows[path].pruned),
+        steps=tuple(sorted(steps)),
+        endless=any(_last(when) is None for when in whens),
+        bytes_per_parameter=extra / max(sum(leaf.size for leaf in leaves.values()), 1),
+        note=" ".join(part.prune_spec.parts.note for part in states),
+    )
+
+
+def _rows(state: PruneState, leaves: Leaves, counts: Any) -> dict[str, PlannedLeaf]:
+    parts: Parts = state.prune_spec.parts
+    masks = trees.by_path(state.prune_mask)
+    axes = trees.output_axes(masks, parts.output_axis)
+    given = {} if parts.start is None or callable(parts.start) else trees.by_path(parts.start)
+    rows = {}
+    for path, mask in masks.items():
+        size, start = math.prod(mask.shape), given.get(path)
+        now = 1.0 if start is None else float(np.sum(np.asarray(start, bool))) / size
+        if callable(parts.start):
+            now = None
+        end = None if counts is None else counts.get(path)
+        if counts is None and not parts.mask_updates and now is not None:
+            end = round(now * size)
+        density = None if end is None else end / size
+        rows[path] = PlannedLeaf(path, mask.shape, True, "", axes[path], now, density, end)
+    if parts.where is not None:
+        for path, reason in trees.pruning_reasons(leaves, parts.where).items():
+            empty = [None] * 4
+            rows.setdefault(path, PlannedLeaf(path, leaves[path].shape, False, reason, *empty))
+    return rows
+
+
+def _counts_at_end(state: PruneState) -> dict[str, int] | None:
+    """Entries kept at the end, by path or for the rest together; None where nothing tells."""
+    for update in reversed(state.prune_spec.parts.mask_updates):
+        count = update.count
+        if isinstance(count, Budget) and isinstance(count.schedule, Ramp):
+            return count.at_end(trees.by_path(state.prune_mask))
+    return None
+
+
+def _last(when: When) -> int | None:
+    """The last step at which something is due, or None without end."""
+    if isinstance(when, Either):
+        ends = [_last(each) for each in when.whens]
+        return None if None in ends else max(e for e in ends if e is not None)
+    return when.end if isinstance(when, Every) else None
+
+
+def _known_steps(when: When) -> list[int]:
+    if not isinstance(when, Every | Either):
+        return []
+    parts = when.whens if isinstance(when, Either) else (when,)
+    ends = [each.end or each.begin + 2 * each.interval for each in parts if isinstance(each, Every)]
+    return steps_due(when, max(ends, default=0))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+class LeafSummary(NamedTuple):
+    """One pruned leaf of a summary.
+
+    Attributes:
+      path: its path.
+      shape: its shape.
+      kept: entries that the mask keeps.
+      total: all entries.
+      nonzero: entries of the params that are not 0.
+      dead_units: output units without a kept weight.
+      units: all output units.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    kept: int
+    total: int
+    nonzero: int
+    dead_units: int
+    units: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share pruned."""
+        return 1 - self.kept / self.total
+
+
+class Summary(NamedTuple):
+    """What the masks and the counters of a state say.
+
+    Attributes:
+      leaves: one row a pruned leaf.
+      phase: name of the coming forward pass's phase.
+      step: updates completed.
+      drift: entries off the mask that something else wrote, met at refreshes.
+      skipped: refreshes skipped because a score was NaN.
+      revived: zeros of an already sparse network that the first update let grow again.
+    """
+
+    leaves: tuple[LeafSummary, ...]
+    phase: str
+    step: int
+    drift: int
+    skipped: int
+    revived: int
+
+    @property
+    def kept(self) -> int:
+        """Entries kept over all pruned leaves."""
+        return sum(leaf.kept for leaf in self.leaves)
+
+    @property
+    def total(self) -> int:
+        """All entries of pruned leaves: the denominator of the sparsity."""
+        return sum(leaf.total for leaf in self.leaves)
+
+    @property
+    def sparsity(self) -> float:
+        """Share pruned, over all pruned leaves."""
+        return 1 - self.kept / self.total
+
+    @property
+    def collapsed(self) -> tuple[str, ...]:
+        """Leaves pruned to nothing: no signal passes them."""
+        return tuple(leaf.path for leaf in self.leaves if not leaf.kept)
+
+    def __str__(self) -> str:
+        """The summary as a table, with a sentence for each trouble."""
+        names = "leaf", "shape", "sparsity", "kept", "total", "not 0", "dead units"
+        rows = [
+            (x.path, "x".join(map(str, x.shape)), f"{x.sparsity:.4f}", x.kept, x.total, x.nonzero,
+             f"{x.dead_units} of {x.units}")
+            for x in self.leaves
+        ]  # fmt: skip
+        nonzero = sum(leaf.nonzero for leaf in self.leaves)
+        rows.append(("all", "", f"{self.sparsity:.4f}", self.kept, self.total, nonzero, ""))
+        troubles = [
+            f"layer collapse: nothing is kept of {', '.join(self.collapsed)}; see `min_density`"
+            if self.collapsed else "",
+            f"drift: {self.drift} entries off the mask were written by something else; "
+            "nothing may change updates after a method" if self.drift else "",
+            f"skipped refreshes: {self.skipped}, because a score was NaN" if self.skipped else "",
+            f"revived: {self.revived} zeros of a sparse network began to grow again at the first "
+            "update; go on from its masks by `start=`" if self.revived else "",
+        ]  # fmt: skip
+        head = f"after update {self.step}, phase '{self.phase}'"
+        return "\n".join([head, _table(names, rows), *filter(None, troubles)])
+
+
+def summarize(params: Any, opt_state: Any) -> Summary:
+    """What is pruned now, and what went wrong.
+
+    Args:
+      params: the params that the optimizer trains.
+      opt_state: its state.
+
+    Returns:
+      A `Summary`; print it for the table.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no pruning state.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> params = {"kernel": jnp.ones((4, 2))}
+      >>> masks = {"kernel": jnp.ones((4, 2), bool).at[:, 0].set(False)}
+      >>> state = jaxprune.static(optax.sgd(0.1), masks=masks).init(params)
+      >>> summary = jaxprune.summarize(params, state)
+      >>> summary.kept, summary.total, summary.leaves[0].dead_units
+      (4, 8, 1)
+
+    References:
+      original.
+    """
+    weights, rows, states = trees.by_path(params), [], states_of(opt_state)
+    for state in states:
+        masks = trees.by_path(state.prune_mask)
+        alive = living_units(masks, state.prune_spec.parts.output_axis)
+        for path, mask in masks.items():
+            units = alive[path].size
+            rows.append(
+                LeafSummary(
+                    path,
+                    tuple(mask.shape),
+                    int(np.sum(mask)),
+                    mask.size,
+                    int(np.count_nonzero(np.asarray(weights[path]))),
+                    units - int(np.sum(alive[path])),
+                    units,
+                )
+            )
+    return Summary(
+        tuple(rows),
+        phase_of(opt_state).name,
+        int(states[0].prune_count),
+        *(sum(int(getattr(s, f"prune_{name}")) for s in states) for name in _COUNTERS),
+    )
+
+
+_COUNTERS = ("drift", "skipped", "revived")

@@ -1,0 +1,130 @@
+"""What an entry is worth: functions of `Signals`, one score for each entry of each prunable leaf.
+
+Higher is kept. They give ``{path: array}`` for the paths of ``signals.mask``, in the shape of the
+leaf.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.trees import path_key
+from jaxprune.types import Leaves, Signals, wrong
+
+
+def magnitude(signals: Signals) -> Leaves:
+    """The size of each weight.
+
+    |w|.
+
+    Args:
+      signals: of which ``dense`` is read.
+
+    Returns:
+      ``{path: score}`` in the dtype of the weights (real for complex ones).
+
+    Examples:
+      >>> from jaxprune.types import Signals
+      >>> w, m = jnp.array([1.0, -2.0]), jnp.ones(2, bool)
+      >>> magnitude(Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}))["w"].tolist()
+      [1.0, 2.0]
+
+    References:
+      Janowsky, "Pruning versus clipping in neural networks", 1989,
+      https://doi.org/10.1103/PhysRevA.39.6600; Han et al., "Learning both weights and connections
+      for efficient neural networks", 2015, https://arxiv.org/abs/1506.02626.
+    """
+    return {path: jnp.abs(signals.dense[path]) for path in signals.mask}
+
+
+def gradient(signals: Signals) -> Leaves:
+    """The size of the gradient at each entry, the pruned ones included.
+
+    |g|, with g the gradient with respect to the network that the loss saw.
+
+    Args:
+      signals: of which ``grads`` is read.
+
+    Returns:
+      ``{path: score}`` in the dtype of the gradients (real for complex ones).
+
+    Raises:
+      ValueError: if there is no gradient, as where a method stands last in a chain.
+
+    Examples:
+      >>> from jaxprune.types import Signals
+      >>> w, g, m = jnp.array([1.0, -2.0]), jnp.array([-3.0, 0.5]), jnp.ones(2, bool)
+      >>> s = Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}, grads={"w": g})
+      >>> gradient(s)["w"].tolist()
+      [3.0, 0.5]
+
+    References:
+      Evci et al., "Rigging the lottery: making all tickets winners", 2020,
+      https://arxiv.org/abs/1911.11134, section 3: the criterion by which it grows.
+    """
+    return {path: jnp.abs(_gradient(signals, path)) for path in signals.mask}
+
+
+def saliency(signals: Signals) -> Leaves:
+    """What the loss would change, to first order, if an entry were removed.
+
+    |w g|.
+
+    Args:
+      signals: of which ``dense`` and ``grads`` are read.
+
+    Returns:
+      ``{path: score}`` in the dtype of the weights (real for complex ones).
+
+    Raises:
+      ValueError: if there is no gradient, as where a method stands last in a chain.
+
+    Examples:
+      >>> from jaxprune.types import Signals
+      >>> w, g, m = jnp.array([1.0, -2.0]), jnp.array([-3.0, 0.5]), jnp.ones(2, bool)
+      >>> s = Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}, grads={"w": g})
+      >>> saliency(s)["w"].tolist()
+      [3.0, 1.0]
+
+    References:
+      Mozer & Smolensky, "Skeletonization", 1988; Lee, Ajanthan & Torr, "SNIP: single-shot network
+      pruning based on connection sensitivity", 2019, https://arxiv.org/abs/1810.02340, eq. 6.
+    """
+    return {path: _saliency(signals.dense[path], _gradient(signals, path)) for path in signals.mask}
+
+
+def random(signals: Signals) -> Leaves:
+    """Chance: independent uniform numbers, other ones at each step and in each leaf.
+
+    u ~ U[0, 1), from the key folded with the crc32 of the path: the same on all hosts.
+
+    Args:
+      signals: of which ``key`` and the masks' shapes are read.
+
+    Returns:
+      ``{path: float32}``.
+
+    Examples:
+      >>> from jaxprune.types import Signals
+      >>> key, mask = jax.random.key_data(jax.random.key(0)), {"w": jnp.ones((2, 3), bool)}
+      >>> random(Signals(step=jnp.int32(1), dense={}, mask=mask, key=key))["w"].shape
+      (2, 3)
+
+    References:
+      Original.
+    """
+    return {
+        path: jax.random.uniform(path_key(signals.key, path), mask.shape, jnp.float32)
+        for path, mask in signals.mask.items()
+    }
+
+
+def _gradient(signals: Signals, path: str) -> jax.Array:
+    if path not in signals.grads:
+        hint = "a method that stands last in a chain is reached by updates, not by gradients"
+        raise ValueError(wrong("grads", f"have '{path}'", list(signals.grads), hint))
+    return signals.grads[path]
+
+
+def _saliency(weight: jax.Array, grad: jax.Array) -> jax.Array:
+    """The product in the weights' dtype: gradients may come narrower."""
+    return jnp.abs(weight * grad.astype(weight.dtype))

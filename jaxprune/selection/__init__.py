@@ -1,0 +1,176 @@
+"""Exact selection without sorting: the masks that keep exactly the k largest scores.
+
+What is kept is the first k of a stable descending sort: ties go to the lower flat index, leaves in
+their order; NaN ranks last, and -0.0 equals +0.0. Nothing is sorted, flattened across leaves or
+gathered: the k-th largest score is found by counting how many scores exceed a threshold.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.selection import chunked, natural
+from jaxprune.selection.keys import Ranked, order_of
+from jaxprune.types import Count, wrong
+
+__all__ = ["Ranked", "any_nan", "cut", "keep_largest"]
+
+
+def keep_largest(
+    scores: Sequence[jax.Array | Ranked], counts: Sequence[Count], groups: Sequence[int]
+) -> list[jax.Array]:
+    """Keeps exactly the largest scores of each group of leaves.
+
+    With ``S`` the scores of the candidates of a group, the kept ones are the first
+    ``min(k, |S|)`` of a stable descending sort of ``S``.
+
+    Args:
+      scores: one array of any shape and floating dtype a leaf, or a `Ranked`.
+      counts: how many entries each group keeps: integers, or traced integer scalars. Below zero
+        means none; more than there are candidates means all of them.
+      groups: for each leaf the index of its group in `counts`.
+
+    Returns:
+      One bool mask a leaf, of its shape; True = kept.
+
+    Raises:
+      TypeError: if scores are not floating, or counts not integers.
+      ValueError: if the lengths or shapes do not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.selection import keep_largest
+      >>> masks = keep_largest([jnp.array([3.0, 1.0]), jnp.array([2.0, 2.0])], [2], [0, 0])
+      >>> [mask.tolist() for mask in masks]
+      [[True, False], [True, False]]
+
+    References:
+      Original.
+    """
+    leaves = [x if isinstance(x, Ranked) else Ranked(x) for x in scores]
+    leaves = [Ranked(jnp.asarray(x.values), x.magnitude, x.candidates) for x in leaves]
+    _check(leaves, counts, groups)
+    masks = [jnp.zeros(leaf.values.shape, bool) for leaf in leaves]
+    full = [i for i, leaf in enumerate(leaves) if leaf.values.size]
+    if not full:
+        return masks
+    read = [_still(leaves[i]) for i in full]
+    used = sorted({groups[i] for i in full})
+    numbers = [used.index(groups[i]) for i in full]
+    wanted = _clipped([counts[group] for group in used], read, numbers)
+    lowering = chunked if _on_one_cpu() else natural
+    found = lowering.keep_largest(read, wanted, numbers, order_of(read))
+    for i, mask in zip(full, found):
+        masks[i] = mask
+    return masks
+
+
+def _check(leaves: Sequence[Ranked], counts: Sequence[Count], groups: Sequence[int]) -> None:
+    if len(groups) != len(leaves):
+        raise ValueError(wrong("groups", f"name one group for each of {len(leaves)} leaves", groups))
+    if not all(0 <= group < len(counts) for group in groups):
+        raise ValueError(wrong("groups", f"lie in [0, {len(counts)})", groups))
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.values.dtype, jnp.floating):
+            raise TypeError(wrong("scores", "be floating", str(leaf.values.dtype)))
+        if leaf.candidates is not None and leaf.candidates.shape != leaf.values.shape:
+            shape = leaf.values.shape
+            raise ValueError(wrong("candidates", f"have the shape {shape}", leaf.candidates.shape))
+    for count in counts:
+        if not jnp.issubdtype(jnp.result_type(count), jnp.integer) or jnp.ndim(count):
+            raise TypeError(wrong("counts", "be integers, one a group", count))
+    if sum(leaf.values.size for leaf in leaves) >= 2**32:
+        sizes = sum(leaf.values.size for leaf in leaves)
+        raise ValueError(wrong("scores", "have fewer than 2**32 entries together", sizes))
+
+
+def _on_one_cpu() -> bool:
+    """Whether no leaf can be sharded, and chunks are fast; under an Auto mesh no type tells."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def _still(leaf: Ranked) -> Ranked:
+    """The leaf without its tangents: a mask has none."""
+    return leaf._replace(values=lax.stop_gradient(leaf.values))
+
+
+def _clipped(counts: Sequence[Count], leaves: Sequence[Ranked], groups: Sequence[int]) -> jax.Array:
+    """The counts as uint32, between none and all candidates of the group."""
+    clipped = []
+    for number, count in enumerate(counts):
+        mine = [leaf for leaf, group in zip(leaves, groups) if group == number]
+        size = sum(leaf.values.size for leaf in mine if leaf.candidates is None)
+        most = jnp.uint32(size) + sum(
+            (
+                jnp.sum(leaf.candidates, dtype=jnp.uint32)
+                for leaf in mine
+                if leaf.candidates is not None
+            ),
+            jnp.uint32(0),
+        )
+        everything = sum(leaf.values.size for leaf in mine)
+        if isinstance(count, int | np.integer):
+            count = np.uint32(min(max(int(count), 0), everything))
+        else:
+            count = jnp.maximum(count, jnp.zeros_like(count)).astype(jnp.uint32)
+        clipped.append(jnp.minimum(count, most))
+    return jnp.stack(clipped)
+
+
+def any_nan(scores: Sequence[jax.Array | Ranked]) -> jax.Array:
+    """Whether the score of a candidate is NaN.
+
+    Args:
+      scores: as in `keep_largest`.
+
+    Returns:
+      A bool scalar.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.selection import Ranked, any_nan
+      >>> scores = jnp.array([1.0, jnp.nan])
+      >>> bool(any_nan([scores])), bool(any_nan([Ranked(scores, candidates=scores > 0)]))
+      (True, False)
+
+    References:
+      Original.
+    """
+    found = jnp.zeros((), bool)
+    for score in scores:
+        leaf = score if isinstance(score, Ranked) else Ranked(score)
+        nan = jnp.isnan(leaf.values)
+        found |= jnp.any(nan if leaf.candidates is None else nan & leaf.candidates)
+    return found
+
+
+def cut(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The array where the mask is True, and exactly +0.0 elsewhere, whatever stood there.
+
+    ``bits(x) & -mask``: one integer operation, which NaN and infinities pass as well; not
+    differentiable.
+
+    Args:
+      x: floating or complex array.
+      mask: bool, of the same shape.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.selection import cut
+      >>> cut(jnp.array([1.0, jnp.nan, -2.0]), jnp.array([True, False, False])).tolist()
+      [1.0, 0.0, 0.0]
+
+    References:
+      Original.
+    """
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return lax.complex(cut(x.real, mask), cut(x.imag, mask))
+    unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(x, unsigned)
+    return lax.bitcast_convert_type(bits & -mask.astype(unsigned), x.dtype)

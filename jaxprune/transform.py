@@ -1,0 +1,398 @@
+"""The one core: `prune` wraps an optax optimizer so that the params are the pruned network.
+
+One update, with w the dense weights, m the masks and e = view(w, m) the network the loss saw:
+the gradient with respect to e is pulled back by the VJP of the view; the inner optimizer moves w;
+masks change if due; the emitted update lands the params on the new view, exactly 0 off the mask.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import trees
+from jaxprune.scores import magnitude
+from jaxprune.selection import Ranked, any_nan
+from jaxprune.state import Parts, PruneState, Spec, dense_copy, signals_of
+from jaxprune.trees import HOLE, OutputAxis, Where
+from jaxprune.types import (
+    REST,
+    Candidates,
+    Counts,
+    Leaves,
+    MaskUpdate,
+    Memory,
+    Phase,
+    Signals,
+    View,
+    wrong,
+)
+
+_PRNG = "threefry2x32"  # whatever the user's default is: raw key data has one shape
+
+Start = Any | Callable[[Signals], Leaves] | None
+
+
+def prune(
+    inner: optax.GradientTransformation | None,
+    mask_updates: Sequence[MaskUpdate],
+    view: View,
+    *,
+    where: Where | None = None,
+    start: Start = None,
+    memory: Memory | None = None,
+    phases: Callable[[Any], Phase] | None = None,
+    output_axis: OutputAxis = None,
+    note: str = "",
+    seed: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that the parameters it trains are a pruned network.
+
+    With w the dense weights, m the masks, e = view(w, m) = the params, and g = dL/de:
+    ``w <- w + scale * inner(g . de/dw)``, then the masks change if due, then ``params <- view(w, m)``.
+
+    Args:
+      inner: the optimizer, or None to stand last in a chain, where finished updates arrive.
+      mask_updates: the changes of masks, done in this order at the steps they are due.
+      view: how the network is seen.
+      where: which leaves are pruned: regexes searched in the path, or ``(path, leaf) -> bool``.
+      start: first masks (matched by path; a leaf that is missing stays whole), or a function of the
+        `Signals` of the first update that returns ``{path: mask}``.
+      memory: what is remembered between refreshes.
+      phases: step -> `Phase`, for `phase_of`.
+      output_axis: the axis of a leaf that counts its outputs, where the default is wrong.
+      note: a sentence that `plan` prints.
+      seed: seed of the random keys that scores get.
+
+    Returns:
+      A gradient transformation with the state `PruneState`.
+
+    Raises:
+      ValueError: at ``init`` if no leaf is pruned, a pattern or a path of ``start`` matches none;
+        at ``update`` without params or with params of another structure.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> from jaxprune import masks, schedules, scores, views
+      >>> at_once = jaxprune.MaskUpdate(
+      ...     when=schedules.once(1),
+      ...     score=scores.magnitude,
+      ...     count=lambda signals: 2,
+      ...     select=masks.largest,
+      ... )
+      >>> tx = jaxprune.prune(optax.sgd(0.1), [at_once], views.hard)
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update({"kernel": jnp.zeros((2, 2))}, state, params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[ 0. -4.]
+       [ 3.  0.]]
+
+    References:
+      original.
+    """
+    if inner is not None and not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise TypeError(wrong("inner", "be an optax optimizer or None", inner))
+    updates = tuple(mask_updates)
+    parts = Parts(updates, view, memory, phases, where, start, output_axis, note)
+    return _transformation(_Pruner(inner, Spec(parts), seed))
+
+
+def method(function: Callable[..., Any]) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """Makes a function that returns `prune(...)` a method: its state knows its name and values.
+
+    Args:
+      function: takes ``inner`` first and keyword values after it; returns ``prune(...)``.
+
+    Returns:
+      The function, whose states can be described, compared and pickled by its name and values.
+
+    Examples:
+      >>> import optax, jaxprune
+      >>> tx = jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=0.9, ramp=(0, 100))
+      >>> state = tx.init({"kernel": jax.numpy.ones((4, 4))})
+      >>> jaxprune.describe(state)["method"], jaxprune.describe(state)["sparsity"]
+      ('gradual_magnitude', 0.9)
+
+    References:
+      original.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def named(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        pruner = function(*args, **kwargs).init.__self__
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        values["inner"] = None if values["inner"] is None else "given"
+        spec = Spec(pruner.spec.parts, named, values)
+        return _transformation(dataclasses.replace(pruner, spec=spec))
+
+    return named
+
+
+def _transformation(pruner: "_Pruner") -> optax.GradientTransformationExtraArgs:
+    return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pruner:
+    """The `init` and `update` of a pruning transformation."""
+
+    inner: optax.GradientTransformation | None
+    spec: Spec
+    seed: int | jax.Array
+
+    @property
+    def parts(self) -> Parts:
+        return self.spec.parts
+
+    @property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        inner = optax.identity() if self.inner is None else self.inner
+        return optax.with_extra_args_support(inner)
+
+    # ------------------------------------------------------------------------------------- init
+
+    def init(self, params: optax.Params) -> PruneState:
+        """The state before the first update; nothing is derived from the params' values."""
+        leaves = trees.by_path(params)
+        if not leaves:  # a placeholder of `optax.tree.map_params`, or a branch without leaves
+            return self._state(params, params if self.parts.view.copy else HOLE, jnp.zeros(()), params)
+        mask = self._first_masks(leaves)
+        signals = Signals(jnp.zeros((), jnp.int32), leaves, mask)
+        memory = self.parts.memory.init(mask) if self.parts.memory else {}
+        dense = {p: dense_copy(leaves[p]) for p in self._copied(signals._replace(memory=memory))}
+        state = self._state(
+            trees.from_paths(params, mask),
+            trees.from_paths(params, dense) if self.parts.view.copy else HOLE,
+            memory,
+            trees.from_paths(params, leaves | dense),
+        )
+        jax.eval_shape(self._try_refresh, state, leaves)
+        return state
+
+    def _state(self, mask: Any, dense: Any, memory: Any, weights: Any) -> PruneState:
+        def zero() -> jax.Array:  # one array each: a shared one could not be donated
+            return jnp.zeros((), jnp.int32)
+
+        key = jax.random.key_data(jax.random.key(self.seed, impl=_PRNG))
+        slots = self.optimizer.init(weights)
+        return PruneState(
+            zero(), mask, dense, memory, key, zero(), zero(), zero(), slots, self.spec
+        )
+
+    def _first_masks(self, leaves: Leaves) -> dict[str, jax.Array]:
+        paths = trees.prunable(leaves, self.parts.where)
+        if not paths:
+            hint = "name leaves by `where`, a regex searched in paths such as " + repr([*leaves][:3])
+            raise ValueError(wrong("params", "have at least one prunable leaf", "none", hint))
+        trees.output_axes({p: leaves[p] for p in paths}, self.parts.output_axis)
+        mask = {p: jnp.ones_like(leaves[p], dtype=bool) for p in paths}
+        if self.parts.start is None or callable(self.parts.start):
+            return mask
+        given = trees.by_path(self.parts.start)
+        for path, start in given.items():
+            trees.known(path, leaves, "start", "have only paths of the params")
+            if start.shape != leaves[path].shape:
+                expected = f"have the shape {leaves[path].shape} at '{path}'"
+                raise ValueError(wrong("start", expected, start.shape))
+        return {p: m & given[p].astype(bool) if p in given else m for p, m in mask.items()}
+
+    def _copied(self, signals: Signals) -> list[str]:
+        """The paths that the view changes, in the order of the tree."""
+        if not self.parts.view.copy:
+            return []
+        seen = jax.eval_shape(self.parts.view.apply, signals)
+        return [path for path in signals.dense if path in seen]
+
+    def _try_refresh(self, state: PruneState, leaves: Leaves) -> Any:
+        """Every change of masks once, by shape: what cannot work fails at `init`."""
+        signals = signals_of(state, leaves, leaves if self.inner is not None else {})
+        start = self.parts.start(signals) if callable(self.parts.start) else {}
+        return start, [self._changed(update, signals) for update in self.parts.mask_updates]
+
+    # ----------------------------------------------------------------------------------- update
+
+    def update(
+        self,
+        updates: optax.Updates,
+        state: PruneState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, PruneState]:
+        """One update that lands the params on the pruned network."""
+        if params is None:
+            raise ValueError(wrong("params", "be given to `update`", None, "call update(g, s, params)"))
+        weights, given = trees.by_path(params), trees.by_path(updates)
+        if not weights:
+            return updates, state
+        self._check(weights, given, state)
+        grads = given if self.inner is not None else {}
+        seen = signals_of(state, weights, grads)
+        age = optax.safe_increment(state.prune_count)
+        counts = state.prune_drift, state.prune_skipped, state.prune_revived
+        if not self.parts.view.copy:  # refresh first: a refresh of new weights breaks the fusion
+            mask, memory, counts = self._refresh(seen._replace(step=age), weights, counts)
+            seen = seen._replace(mask=mask, memory=memory)
+        pulled = given | self._pull_back(seen, given)
+        moves, slots = self.optimizer.update(
+            trees.from_paths(updates, pulled),
+            state.prune_inner,
+            trees.from_paths(params, dict(seen.dense)),
+            **extra,
+        )
+        moves = self._scaled(trees.by_path(moves), seen)
+        if not self.parts.view.copy:
+            dense, emitted = {}, _land_on_masks(weights, moves, seen.mask)
+        else:
+            copied = [p for p in trees.by_path(state.prune_dense)]
+            dense = {p: seen.dense[p] + moves[p].astype(seen.dense[p].dtype) for p in copied}
+            new = seen._replace(step=age, dense={**seen.dense, **dense})
+            mask, memory, counts = self._refresh(new, weights, counts)
+            new = new._replace(mask=mask, memory=memory)
+            emitted = _land_on_view(weights, moves, self.parts.view.apply(new))
+        return trees.from_paths(params, emitted), PruneState(
+            age,
+            trees.from_paths(state.prune_mask, mask),
+            trees.from_paths(state.prune_dense, dense),
+            memory,
+            state.prune_key,
+            *counts,
+            slots,
+            state.prune_spec,
+        )
+
+    def _check(self, weights: Leaves, given: Leaves, state: PruneState) -> None:
+        for path, mask in trees.by_path(state.prune_mask).items():
+            trees.known(path, weights, "params", "have the leaves they had at `init`")
+            if weights[path].shape != mask.shape:
+                expected = f"have the shape {mask.shape} at '{path}', as at `init`"
+                raise ValueError(wrong("params", expected, weights[path].shape))
+        for path in weights:
+            trees.known(path, given, "updates", "have a leaf for each of the params")
+
+    def _pull_back(self, signals: Signals, given: Leaves) -> dict[str, jax.Array]:
+        """The gradient with respect to the dense weights; updates, not gradients, pass as they are."""
+        if not signals.grads:
+            return dict(given)
+        changed = jax.eval_shape(self.parts.view.apply, signals)
+
+        def view(dense: Leaves) -> Leaves:
+            return self.parts.view.apply(signals._replace(dense={**signals.dense, **dense}))
+
+        _, vjp = jax.vjp(view, {path: signals.dense[path] for path in changed})
+        (pulled,) = vjp({path: signals.grads[path] for path in changed})
+        grads = {**signals.grads, **pulled}
+        if self.parts.view.update_scale:
+            for path, factor in self.parts.view.update_scale(signals).items():
+                grads[path] = jnp.where(factor != 0, grads[path], 0)
+        return grads
+
+    def _scaled(self, moves: Leaves, signals: Signals) -> dict[str, jax.Array]:
+        moves = dict(moves)
+        if self.parts.view.update_scale:
+            for path, factor in self.parts.view.update_scale(signals).items():
+                scale = factor.astype(moves[path].dtype)
+                moves[path] = jnp.where(factor != 0, moves[path] * scale, 0)
+        return moves
+
+    # ---------------------------------------------------------------------------------- refresh
+
+    def _refresh(self, signals: Signals, params: Leaves, counts: tuple) -> tuple:
+        """Masks, memory and counters after this step; all is held unless a change is due."""
+        first = signals.step == 1
+        due = functools.reduce(
+            jnp.logical_or, [update.when(signals.step) for update in self.parts.mask_updates], first
+        )
+
+        def change() -> tuple:
+            return self._change(signals, params, counts, first)
+
+        return jax.lax.cond(due, change, lambda: (dict(signals.mask), signals.memory, counts))
+
+    def _change(self, signals: Signals, params: Leaves, counts: tuple, first: jax.Array) -> tuple:
+        drift, skipped, revived = counts
+        old = signals.mask
+        drift += jnp.where(first, 0, _count(params, old, lambda p, m: (p != 0) & ~m))
+        key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=_PRNG), signals.step)
+        signals = signals._replace(key=jax.random.key_data(key))
+        if callable(self.parts.start):
+            began = {**old, **self.parts.start(signals)}
+            old = {p: jnp.where(first, began[p], m) for p, m in old.items()}
+        signals, failed = signals._replace(mask=old), jnp.zeros((), bool)
+        for update in self.parts.mask_updates:
+            mask, failure = jax.lax.cond(
+                update.when(signals.step),
+                functools.partial(self._changed, update),
+                lambda held: (dict(held.mask), jnp.zeros((), bool)),
+                signals,
+            )
+            signals, failed = signals._replace(mask=mask), failed | failure
+        mask = {p: jnp.where(failed, old[p], m) for p, m in signals.mask.items()}
+        memory = signals.memory
+        if self.parts.memory:
+            new = self.parts.memory.update(signals._replace(mask=mask))
+            memory = jax.tree.map(lambda a, b: jnp.where(failed, a, b.astype(a.dtype)), memory, new)
+        zeros = _count(params, mask, lambda p, m: (p == 0) & m & jnp.any(p != 0))
+        revived = jnp.where(first, zeros, revived)
+        return mask, memory, (drift, skipped + failed.astype(jnp.int32), revived)
+
+    def _changed(self, update: MaskUpdate, signals: Signals) -> tuple[dict, jax.Array]:
+        """The masks after one change, and whether a score was NaN at a candidate."""
+        mask = signals.mask
+        choice = {
+            Candidates.ALL: dict.fromkeys(mask),
+            Candidates.KEPT: mask,
+            Candidates.PRUNED: {path: ~m for path, m in mask.items()},
+        }[update.candidates]
+        if update.score is magnitude:  # |w| is ranked in place, never written out
+            ranked = {path: Ranked(signals.dense[path], True, choice[path]) for path in mask}
+        else:
+            scores = update.score(signals)
+            ranked = {path: Ranked(scores[path], False, choice[path]) for path in mask}
+        counts = update.count(signals)
+        if update.candidates is Candidates.PRUNED:
+            counts = _missing(counts, mask)
+        chosen = dict(update.select(ranked, counts))
+        if update.candidates is Candidates.PRUNED:
+            chosen = {path: chosen[path] | m for path, m in mask.items()}
+        return chosen, any_nan(list(ranked.values()))
+
+
+def _missing(counts: Counts, mask: Leaves) -> Counts:
+    """How many entries are to grow, so that as many as counted are kept."""
+    kept = {path: jnp.sum(m, dtype=jnp.int32) for path, m in mask.items()}
+    if not isinstance(counts, dict):
+        return jnp.maximum(counts - sum(kept.values()), 0)
+    rest = sum(k for path, k in kept.items() if path not in counts)
+    return {p: jnp.maximum(c - (rest if p == REST else kept[p]), 0) for p, c in counts.items()}
+
+
+def _count(params: Leaves, mask: Leaves, test: Callable[[Any, Any], jax.Array]) -> jax.Array:
+    return sum(
+        (jnp.sum(test(params[path], m), dtype=jnp.int32) for path, m in mask.items()),
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def _land_on_masks(params: Leaves, moves: Leaves, mask: Leaves) -> dict[str, jax.Array]:
+    """Updates that move kept entries and put pruned ones on exactly +0.0 (p + -p)."""
+    emitted = {path: trees.cast(moves[path], p.dtype) for path, p in params.items()}
+    for path, m in mask.items():
+        emitted[path] = jnp.where(m, emitted[path], -params[path])
+    return emitted
+
+
+def _land_on_view(params: Leaves, moves: Leaves, seen: Leaves) -> dict[str, jax.Array]:
+    """Updates that put the params on the view: exact where it is 0, within an ulp elsewhere."""
+    emitted = {path: trees.cast(moves[path], p.dtype) for path, p in params.items()}
+    for path, target in seen.items():
+        emitted[path] = target.astype(params[path].dtype) - params[path]
+    return emitted

@@ -1,0 +1,141 @@
+"""The words of the algebra: what a part may look at, and the parts a method is made of.
+
+Inside the library every tree is a flat ``{path: leaf}`` dict. Dicts that a part receives hold all
+floating leaves (``mask`` the prunable ones); dicts that a part returns hold only what it changes.
+``True`` in a mask always means *kept*. A *step* is an age: the number of updates completed.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.typing import ArrayLike
+
+Leaves = Mapping[str, Any]
+"""Arrays of one kind (weights, gradients, masks, scores) by path."""
+
+Count = ArrayLike
+"""A number of entries: an int, or a traced int32 scalar."""
+
+Counts = Count | Mapping[str, Count]
+"""How many entries stay: one number for the whole tree, or one a leaf; under the path `REST`, one
+for all leaves that are not named, ranked together."""
+
+REST = "*"
+
+
+class Signals(NamedTuple):
+    """What a part may look at.
+
+    Attributes:
+      step: age of the network, an int32 scalar: updates completed when it is seen.
+      dense: the weights that the inner optimizer moves, by path.
+      mask: bool, True = kept, by path; its paths are the prunable leaves.
+      grads: gradient of the loss with respect to the network it saw, by path; empty where a method
+        stands last in a chain, since what reaches it there are updates.
+      learned: what a method learns beside the weights; empty in methods that learn nothing.
+      memory: what `Memory` remembered.
+      key: raw uint32 key data, folded with the step; the same on all hosts.
+    """
+
+    step: jax.Array
+    dense: Leaves
+    mask: Leaves
+    grads: Leaves = {}
+    learned: Any = {}
+    memory: Any = {}
+    key: Any = None
+
+
+class Candidates(enum.Enum):
+    """Which entries a change of masks may choose from."""
+
+    ALL = "all"
+    KEPT = "kept"
+    """Only entries that are kept now: the change can only drop."""
+    PRUNED = "pruned"
+    """Only entries that are pruned now: the change can only grow, up to the count."""
+
+
+class MaskUpdate(NamedTuple):
+    """One change of masks. A method has a tuple of them; those due at a step happen together.
+
+    Attributes:
+      when: step -> bool, is it due.
+      score: Signals -> {path: array}; higher is kept, signed, NaN last.
+      count: Signals -> how many entries are kept afterwards.
+      select: (scores, counts) -> {path: mask}; keeps that many of the highest.
+      candidates: which entries it chooses from.
+    """
+
+    when: Callable[[jax.Array], jax.Array]
+    score: Callable[[Signals], Leaves]
+    count: Callable[[Signals], Counts]
+    select: Callable[[Leaves, Counts], Leaves]
+    candidates: Candidates = Candidates.ALL
+
+
+class View(NamedTuple):
+    """How the network is seen: dense weights -> the parameters that the loss meets.
+
+    Attributes:
+      apply: Signals -> {path: seen}, for the leaves it changes. Its VJP is the backward rule.
+      update_scale: Signals -> {path: factor} on the inner optimizer's update, weight decay
+        included; bool or number. Where it is 0, gradient and update are selected away and the
+        weight does not move a bit. None means one everywhere.
+      copy: whether the state keeps a dense copy of the leaves that `apply` changes. False where
+        the dense weights are the parameters themselves (hard masks).
+      inverse: Signals (with `dense` holding seen values) -> {path: dense}, such that `apply` gives
+        the seen values back on kept entries; None where seen and dense weights are equal there.
+    """
+
+    apply: Callable[[Signals], Leaves]
+    update_scale: Callable[[Signals], Leaves] | None = None
+    copy: bool = False
+    inverse: Callable[[Signals], Leaves] | None = None
+
+
+class Memory(NamedTuple):
+    """What a method remembers between refreshes.
+
+    Attributes:
+      init: {path: mask} -> memory, from shapes alone: weights may be loaded after `init`.
+      update: Signals -> memory, run inside each refresh after the masks changed, and once on the
+        first update.
+    """
+
+    init: Callable[[Leaves], Any]
+    update: Callable[[Signals], Any]
+
+
+class Phase(NamedTuple):
+    """Where the coming forward pass stands in a method's course.
+
+    Attributes:
+      index: number of the phase, an int32 scalar.
+      step: steps completed within it.
+      length: its length in steps; -1 without end.
+      names: the names of all phases, static.
+    """
+
+    index: ArrayLike
+    step: ArrayLike
+    length: ArrayLike
+    names: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the phase; only outside jit."""
+        return self.names[int(self.index)]
+
+
+def wrong(argument: str, expected: str, came: object, hint: str = "") -> str:
+    """The one sentence of an error: which argument, what was expected, what came."""
+    return f"`{argument}` must {expected}, got {came!r}" + (f": {hint}" if hint else "")
+
+
+def one_of(argument: str, came: object, choices: tuple[str, ...]) -> None:
+    """Raises a ValueError unless a closed choice is one of its values."""
+    if came not in choices:
+        raise ValueError(wrong(argument, "be " + " or ".join(map(repr, choices)), came))
