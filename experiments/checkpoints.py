@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 import jaxprune
 from experiments.training import State
 
-_FREE = ("tensorboard", "evaluate_every", "checkpoint_every", "log_every")
+# What may change between two calls of the same run.
+_FREE = ("data.data_dir", "tensorboard", "evaluate_every", "checkpoint_every", "log_every")
 _PARTS = ("step", "params", "batch_stats", "opt_state")
 
 
@@ -64,8 +65,8 @@ def save(checkpoints: ocp.CheckpointManager, state: State, config: Any) -> None:
       original.
     """
     items = ocp.args.Composite(
-        state=ocp.args.StandardSave(_tree(state)),  # pyright: ignore[reportCallIssue]
-        rules=ocp.args.JsonSave(rules(state, config)),  # pyright: ignore[reportCallIssue]
+        state=ocp.args.StandardSave(_tree(state)),
+        rules=ocp.args.JsonSave(rules(state, config)),
     )
     checkpoints.save(int(state.step), args=items)
 
@@ -92,9 +93,7 @@ def restore(checkpoints: ocp.CheckpointManager, state: State, config: Any) -> St
         return state
     _check(saved_rules(checkpoints), state, config)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(state))
-    items = ocp.args.Composite(
-        state=ocp.args.StandardRestore(target)  # pyright: ignore[reportCallIssue]
-    )
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     return state.replace(**checkpoints.restore(step, args=items)["state"])
 
 
@@ -117,10 +116,14 @@ def saved_rules(checkpoints: ocp.CheckpointManager) -> dict[str, Any]:
 def _check(saved: dict[str, Any], state: State, config: Any) -> None:
     if saved["method"] is not None and config.method.name != "dense":
         jaxprune.check(saved["method"], state.opt_state)
-    old, new = (_flat(rules["config"]) for rules in (saved, {"config": json.loads(config.to_json())}))
+    old, new = (
+        _flat(rules["config"]) for rules in (saved, {"config": json.loads(config.to_json())})
+    )
     differing = [key for key in old | new if old.get(key) != new.get(key) and key not in _FREE]
     if differing:
-        told = ", ".join(f"{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in differing)
+        told = ", ".join(
+            f"{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in differing
+        )
         raise ValueError(
             f"`workdir` must hold a run of this config, got another ({told}): choose a new one"
         )
@@ -129,5 +132,7 @@ def _check(saved: dict[str, Any], state: State, config: Any) -> None:
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat

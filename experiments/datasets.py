@@ -37,7 +37,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
         for index in indices.tolist():
             yield index, {"image": images[index], "label": int(digits.target[index])}
@@ -77,7 +77,8 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return _info(self, self.builder_config.size, list(glyphs.CHARACTERS))
+        config: Any = self.builder_config
+        return _info(self, config.size, list(glyphs.CHARACTERS))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
@@ -85,7 +86,7 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
         return {name: self._generate_examples(name, i) for i, name in enumerate(splits)}
 
     def _generate_examples(self, split: str, stream: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        config = self.builder_config
+        config: Any = self.builder_config
         images = glyphs.render(
             getattr(config, split),
             size=config.size,

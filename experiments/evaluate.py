@@ -1,18 +1,16 @@
 """Load the newest checkpoint of a work directory and measure it: a fresh process, plain orbax.
 
-    python -m experiments.evaluate --workdir runs/example
+python -m experiments.evaluate --workdir runs/example
 """
 
 import json
 import pathlib
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments import checkpoints, data, models, optimizers, training
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "The work directory of a run of train.py.")
 
 
 def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
     with checkpoints.manager(workdir) as manager:
         if manager.latest_step() is None:
             raise ValueError(f"`workdir` must hold a checkpoint, got {str(workdir)!r} without one")
-        config = ConfigDict(checkpoints.saved_rules(manager)["config"])
+        config: Any = ConfigDict(checkpoints.saved_rules(manager)["config"])
         test = data.load(config.data, config.test_split)
         model, tx = models.build(config.model, test.classes), optimizers.build(config)
         state = checkpoints.restore(manager, training.create(model, tx, test, config.seed), config)
@@ -43,9 +41,11 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Print the measurements as JSON."""
     del argv
-    print(json.dumps(evaluate(pathlib.Path(_WORKDIR.value))))
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file
+    print(json.dumps(evaluate(pathlib.Path(flags.FLAGS.workdir))))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The work directory of a run of train.py.")
     flags.mark_flags_as_required(["workdir"])
     app.run(main)

@@ -55,7 +55,7 @@ def _inverse_maps(rng: np.random.Generator, count: int, difficulty: float) -> np
 
 
 def _draw(templates: np.ndarray, maps: np.ndarray, shift: np.ndarray, size: int) -> np.ndarray:
-    """Ink in [0, 1], `[count, size, size]`, of templates seen through maps and shifts (in pixels)."""
+    """Ink in [0, 1], `[count, size, size]`, of templates through maps and shifts (in pixels)."""
     count, side = templates.shape[0], templates.shape[-1]
     axis = (np.arange(size * _SAMPLES, dtype=np.float32) + 0.5) / _SAMPLES - size / 2
     x = axis[None, None, :] - shift[:, 0, None, None]
@@ -103,7 +103,7 @@ def _chunk(
     clutter = _random_ink(rng, others, border, size, difficulty)
     clutter *= rng.uniform(0.2, 0.5, (count, 1, 1)) * min(difficulty, 2.0)
     ground = _backgrounds(rng, count, size)
-    ink = rng.uniform(0.65, 1.0, (count, 1, 1))
+    ink = rng.uniform(0.45, 0.9, (count, 1, 1))
     image = ground + (ink - ground) * np.maximum(glyph, clutter)
     image = np.where(rng.random((count, 1, 1)) < 0.5, 1 - image, image)
     image += rng.normal(0, 0.07 * difficulty, image.shape)

@@ -24,8 +24,8 @@ class Log:
         whole = path.with_suffix(".part")
         whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(whole, path)
-        self._file = path.open("a")
         self._events = _events(path.parent) if tensorboard else None
+        self._file = path.open("a")
 
     def write(self, step: int, **values: float) -> None:
         """Add a row.

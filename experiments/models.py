@@ -5,7 +5,7 @@ recipes prune: every convolution, the first included, but no classifier.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -201,7 +201,7 @@ MODELS = {
 }
 
 
-def build(config: Mapping[str, Any], classes: int) -> nn.Module:
+def build(config: Any, classes: int) -> nn.Module:
     """The network a config names.
 
     Args:
@@ -222,7 +222,7 @@ def build(config: Mapping[str, Any], classes: int) -> nn.Module:
     References:
       original.
     """
-    options = dict(config)
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
     name = options.pop("name")
     if name not in MODELS:
         raise ValueError(f"`model.name` must be one of {', '.join(MODELS)}, got {name!r}")

@@ -1,5 +1,6 @@
 """The MLP of `models.py` in NNX."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -25,7 +26,7 @@ class MLP(nnx.Module):
         sizes = [inputs, *widths]
         hidden = [
             nnx.Linear(before, after, kernel_init=_he, rngs=rngs)
-            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+            for before, after in itertools.pairwise(sizes)
         ]
         self.hidden = nnx.List(hidden)
         self.classifier = nnx.Linear(sizes[-1], classes, rngs=rngs)

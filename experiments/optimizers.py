@@ -16,7 +16,7 @@ METHODS = {
 """Pruning methods by the name a config gives; ``dense`` is the optimizer alone."""
 
 
-def build(config: Mapping[str, Any]) -> optax.GradientTransformation:
+def build(config: Any) -> optax.GradientTransformation:
     """The optimizer of an experiment, inside its pruning method.
 
     Args:
@@ -31,16 +31,18 @@ def build(config: Mapping[str, Any]) -> optax.GradientTransformation:
       ValueError: if the method, the optimizer or the schedule has no such name.
 
     Examples:
+      >>> import jax.numpy as jnp, jaxprune
       >>> from experiments import optimizers
       >>> from experiments.configs import common
-      >>> config = common.digits_mlp("magnitude_attention", sparsity=0.9)
-      >>> optimizers.build(config).init({"kernel": jax.numpy.ones((4, 4))}).prune_count
-      Array(0, dtype=int32)
+      >>> config = common.digits_mlp("magnitude_attention", sparsity=0.95)
+      >>> state = optimizers.build(config).init({"kernel": jnp.ones((4, 4))})
+      >>> jaxprune.describe(state)["sparsity"], jaxprune.describe(state)["ramp"]
+      (0.95, [0, 600])
 
     References:
       original.
     """
-    optimizer = _optimizer(config["optimizer"], config["steps"])
+    optimizer = inner(config)
     options = in_updates(config["method"], config["steps"])
     name = options.pop("name")
     if name == "dense":
@@ -48,7 +50,31 @@ def build(config: Mapping[str, Any]) -> optax.GradientTransformation:
     return _of(METHODS, name, "method.name")(optimizer, where=config["where"] or None, **options)
 
 
-def in_updates(method: Mapping[str, Any], steps: int) -> dict[str, Any]:
+def inner(config: Any) -> optax.GradientTransformation:
+    """The optimizer of an experiment alone.
+
+    Args:
+      config: the experiment.
+
+    Returns:
+      A gradient transformation.
+
+    Raises:
+      ValueError: if the optimizer has no such name.
+
+    Examples:
+      >>> from experiments import optimizers
+      >>> from experiments.configs import common
+      >>> optimizer = optimizers.inner(common.digits_mlp("dense"))
+
+    References:
+      original.
+    """
+    chosen = _of({"sgd": _sgd, "adamw": _adamw}, config["optimizer"]["name"], "optimizer.name")
+    return chosen(config["optimizer"], config["steps"])
+
+
+def in_updates(method: Any, steps: int) -> dict[str, Any]:
     """A method's values with ``ramp`` and ``exploit_at`` in updates instead of shares.
 
     Args:
@@ -80,11 +106,7 @@ def _of(table: Mapping[str, Any], name: str, argument: str) -> Any:
     return table[name]
 
 
-def _optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
-    return _of({"sgd": _sgd, "adamw": _adamw}, config["name"], "optimizer.name")(config, steps)
-
-
-def _sgd(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+def _sgd(config: Any, steps: int) -> optax.GradientTransformation:
     """Nesterov momentum; the decay joins the gradient of every parameter, as an L2 penalty."""
     return optax.chain(
         optax.add_decayed_weights(config["weight_decay"]),
@@ -92,12 +114,12 @@ def _sgd(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
     )
 
 
-def _adamw(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+def _adamw(config: Any, steps: int) -> optax.GradientTransformation:
     rate = learning_rate(config, steps)
     return optax.adamw(rate, b1=config["momentum"], weight_decay=config["weight_decay"])
 
 
-def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
+def learning_rate(config: Any, steps: int) -> optax.Schedule:
     """The learning rate over the updates.
 
     Args:

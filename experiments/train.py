@@ -10,16 +10,11 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments import checkpoints, data, logs, models, optimizers, plots, training
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and plots go.")
 
 
 def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -45,7 +40,9 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             f"got {config.checkpoint_every}: else a resumed run would log other windows"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    images, test = (data.load(config.data, split) for split in (config.train_split, config.test_split))
+    images, test = (
+        data.load(config.data, split) for split in (config.train_split, config.test_split)
+    )
     model = models.build(config.model, images.classes)
     tx = optimizers.build(config)
     fresh = training.create(model, tx, images, config.seed)
@@ -65,7 +62,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             window.append(metrics)
             last = step == config.steps
             if step % config.log_every == 0 or last:
-                row = {name: _mean(window, name) for name in ("loss", "accuracy")}
+                row = training.mean(window)
                 row["sparsity"] = training.sparsity(state, config.method.name)
                 if step % config.evaluate_every == 0 or last:
                     row["test_accuracy"] = training.accuracy(state, test)
@@ -82,18 +79,17 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     return result
 
 
-def _mean(window: list[dict[str, jax.Array]], name: str) -> float:
-    return float(np.mean(jax.device_get([metrics[name] for metrics in window])))
-
-
 def main(argv: list[str]) -> None:
     """Run the experiment of the command line."""
     del argv
-    result = train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file
+    result = train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir))
     kept = f"{result['kept']:,} of {result['total']:,} prunable weights kept"
-    print(f"test accuracy {result['accuracy']:.2%}, {kept}; see {_WORKDIR.value}")
+    print(f"test accuracy {result['accuracy']:.2%}, {kept}; see {flags.FLAGS.workdir}")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and plots go.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -4,7 +4,7 @@ Nothing here knows about pruning but `measure`, which counts zeros: the params a
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.training import train_state
+from jax.typing import ArrayLike
 
 import jaxprune
 from experiments import data
@@ -67,8 +68,8 @@ def _initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
     return model.init(key, images, train=False)
 
 
-def _normalized(images: jax.Array) -> jax.Array:
-    return images.astype(jnp.float32) / 127.5 - 1.0
+def _normalized(images: ArrayLike) -> jax.Array:
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -151,7 +152,29 @@ def measure(params: Any, where: str) -> dict[str, Any]:
         for path in trees.prunable(leaves, where or None)
     }
     kept, total = (sum(layer[i] for layer in layers.values()) for i in (0, 1))
-    return {"sparsity": 1 - kept / total, "kept": kept, "total": total, "layers": layers}
+    return {"sparsity": (total - kept) / total, "kept": kept, "total": total, "layers": layers}
+
+
+def mean(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
+    """Means of the metrics of several steps; waits for the device.
+
+    Args:
+      window: what `train_step` returned, one a step.
+
+    Returns:
+      The same names.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from experiments import training
+      >>> training.mean([{"loss": jnp.float32(1)}, {"loss": jnp.float32(2)}])
+      {'loss': 1.5}
+
+    References:
+      original.
+    """
+    taken = jax.device_get(list(window))
+    return {name: float(np.mean([metrics[name] for metrics in taken])) for name in taken[0]}
 
 
 def sparsity(state: State, method: str) -> float:
@@ -170,7 +193,7 @@ def sparsity(state: State, method: str) -> float:
     return 0.0 if method == "dense" else float(jaxprune.sparsity_of(state.opt_state))
 
 
-def result(state: State, test: data.Dataset, config: Mapping[str, Any]) -> dict[str, Any]:
+def result(state: State, test: data.Dataset, config: Any) -> dict[str, Any]:
     """What a finished run has come to, measured on its final params.
 
     Args:

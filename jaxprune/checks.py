@@ -120,16 +120,23 @@ def _verify(state: PruneState, weights: Leaves) -> None:
         off = int(jnp.sum(~_close(weights[path], seen[path])))
         if off:
             came = f"{off} other entries at '{path}'"
-            raise ValueError(f"`params` must be the view of the dense weights, got {came}: {remedy}")
+            raise ValueError(
+                f"`params` must be the view of the dense weights, got {came}: {remedy}"
+            )
     if int(state.prune_drift):
         came = f"{int(state.prune_drift)} entries that something else wrote"
         raise ValueError(f"`params` must stay 0 where pruned, got {came}: {remedy}")
 
 
 def _close(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Equal within four units in the last place, NaN equal to NaN."""
+    """Equal within four units in the last place of the leaf's largest entry; NaN equal to NaN.
+
+    An update lands within a unit in the last place of the old entry or the new, whichever is
+    larger: an entry that crosses 0 is off by many units of its own.
+    """
     info = jnp.finfo(a.dtype)
-    bound = 4 * info.eps * jnp.maximum(jnp.abs(a), jnp.abs(b)) + info.smallest_subnormal
+    largest = jnp.max(jnp.where(jnp.isfinite(b), jnp.abs(b), 0), initial=0)
+    bound = 4 * info.eps * largest + info.smallest_subnormal
     return (jnp.abs(a - b) <= bound.astype(a.real.dtype)) | (a == b) | (jnp.isnan(a) & jnp.isnan(b))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.state import PruneState, seen_by, signals_of, states_of
+from jaxprune.state import seen_by, signals_of, states_of
 from jaxprune.types import Phase, wrong
 from jaxprune.views import masked
 

@@ -13,7 +13,7 @@ from jaxprune.distributions import Budget
 from jaxprune.readers import phase_of
 from jaxprune.schedules import Either, Every, Ramp, When, steps_due
 from jaxprune.state import Parts, PruneState, states_of
-from jaxprune.types import REST, Leaves
+from jaxprune.types import Leaves
 from jaxprune.views import living_units
 
 
@@ -22,7 +22,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = [list(header), *[["" if c is None else str(c) for c in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in cells
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -23,6 +23,8 @@ def magnitude(signals: Signals) -> Leaves:
       ``{path: score}`` in the dtype of the weights (real for complex ones).
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.scores import magnitude
       >>> from jaxprune.types import Signals
       >>> w, m = jnp.array([1.0, -2.0]), jnp.ones(2, bool)
       >>> magnitude(Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}))["w"].tolist()
@@ -51,6 +53,8 @@ def gradient(signals: Signals) -> Leaves:
       ValueError: if there is no gradient, as where a method stands last in a chain.
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.scores import gradient
       >>> from jaxprune.types import Signals
       >>> w, g, m = jnp.array([1.0, -2.0]), jnp.array([-3.0, 0.5]), jnp.ones(2, bool)
       >>> s = Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}, grads={"w": g})
@@ -79,6 +83,8 @@ def saliency(signals: Signals) -> Leaves:
       ValueError: if there is no gradient, as where a method stands last in a chain.
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.scores import saliency
       >>> from jaxprune.types import Signals
       >>> w, g, m = jnp.array([1.0, -2.0]), jnp.array([-3.0, 0.5]), jnp.ones(2, bool)
       >>> s = Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}, grads={"w": g})
@@ -104,6 +110,9 @@ def random(signals: Signals) -> Leaves:
       ``{path: float32}``.
 
     Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.scores import random
       >>> from jaxprune.types import Signals
       >>> key, mask = jax.random.key_data(jax.random.key(0)), {"w": jnp.ones((2, 3), bool)}
       >>> random(Signals(step=jnp.int32(1), dense={}, mask=mask, key=key))["w"].shape

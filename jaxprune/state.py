@@ -13,8 +13,11 @@ import numpy as np
 import optax
 
 from jaxprune import trees
+from jaxprune.schedules.numbers import is_traced
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import Leaves, MaskUpdate, Memory, Phase, Signals, View, wrong
+
+PRNG = "threefry2x32"  # whatever the user's default is: raw key data has one shape
 
 
 class Parts(NamedTuple):
@@ -104,7 +107,7 @@ def _canonical(value: Any) -> Any:
 
 
 def _canonical_leaf(value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return ("traced", id(value))
     if isinstance(value, (jax.Array, np.ndarray)):
         return ("array", value.shape, str(value.dtype), _digest(value))
@@ -120,7 +123,7 @@ def _json(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return "traced"
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         return value.item() if value.ndim == 0 else _json_array(value)
@@ -181,8 +184,20 @@ class PruneState(NamedTuple):
 
 def dense_copy(leaf: jax.Array) -> jax.Array:
     """A copy of a parameter to move: float32 at least, in memory of its own."""
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    wide = leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32
     return leaf.copy() if leaf.dtype == wide else leaf.astype(wide)
+
+
+def _adopted(first: jax.Array, weights: Leaves, copies: Leaves) -> Leaves:
+    """The copies; on the first update the params, since weights may be loaded after `init`."""
+    copies = {path: copy for path, copy in copies.items() if path in weights}
+
+    def loaded() -> Leaves:
+        return {path: weights[path].astype(copy.dtype) for path, copy in copies.items()}
+
+    if not is_traced(first):
+        return loaded() if first else copies
+    return jax.lax.cond(first, loaded, lambda: copies)  # as a `where`, it would be a pass a step
 
 
 def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) -> Signals:
@@ -196,11 +211,8 @@ def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) 
     Returns:
       The signals at the state's age.
     """
-    first = state.prune_count == 0  # weights may be loaded after `init`
-    copies = {
-        path: jnp.where(first, dense_copy(weights[path]), copy) if path in weights else copy
-        for path, copy in trees.by_path(state.prune_dense).items()
-    }
+    copies = trees.by_path(state.prune_dense)
+    copies |= _adopted(state.prune_count == 0, weights, copies)
     dense = {**weights, **copies}
     return Signals(
         state.prune_count,

@@ -16,14 +16,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.scores import magnitude
-from jaxprune.selection import Ranked, any_nan
-from jaxprune.state import Parts, PruneState, Spec, dense_copy, signals_of
+from jaxprune.refresh import changed, refresh
+from jaxprune.state import PRNG, Parts, PruneState, Spec, dense_copy, signals_of
 from jaxprune.trees import HOLE, OutputAxis, Where
 from jaxprune.types import (
-    REST,
-    Candidates,
-    Counts,
     Leaves,
     MaskUpdate,
     Memory,
@@ -32,8 +28,6 @@ from jaxprune.types import (
     View,
     wrong,
 )
-
-_PRNG = "threefry2x32"  # whatever the user's default is: raw key data has one shape
 
 Start = Any | Callable[[Signals], Leaves] | None
 
@@ -54,7 +48,7 @@ def prune(
     """Wraps an optimizer so that the parameters it trains are a pruned network.
 
     With w the dense weights, m the masks, e = view(w, m) = the params, and g = dL/de:
-    ``w <- w + scale * inner(g . de/dw)``, then the masks change if due, then ``params <- view(w, m)``.
+    ``w <- w + scale * inner(g . de/dw)``, then masks change if due, then ``params <- view(w, m)``.
 
     Args:
       inner: the optimizer, or None to stand last in a chain, where finished updates arrive.
@@ -160,11 +154,13 @@ class _Pruner:
 
     # ------------------------------------------------------------------------------------- init
 
-    def init(self, params: optax.Params) -> PruneState:
+    def init(self, params: optax.Params) -> Any:
         """The state before the first update; nothing is derived from the params' values."""
         leaves = trees.by_path(params)
         if not leaves:  # a placeholder of `optax.tree.map_params`, or a branch without leaves
-            return self._state(params, params if self.parts.view.copy else HOLE, jnp.zeros(()), params)
+            return self._state(
+                params, params if self.parts.view.copy else HOLE, jnp.zeros(()), params
+            )
         mask = self._first_masks(leaves)
         signals = Signals(jnp.zeros((), jnp.int32), leaves, mask)
         memory = self.parts.memory.init(mask) if self.parts.memory else {}
@@ -182,7 +178,7 @@ class _Pruner:
         def zero() -> jax.Array:  # one array each: a shared one could not be donated
             return jnp.zeros((), jnp.int32)
 
-        key = jax.random.key_data(jax.random.key(self.seed, impl=_PRNG))
+        key = jax.random.key_data(jax.random.key(self.seed, impl=PRNG))
         slots = self.optimizer.init(weights)
         return PruneState(
             zero(), mask, dense, memory, key, zero(), zero(), zero(), slots, self.spec
@@ -191,7 +187,9 @@ class _Pruner:
     def _first_masks(self, leaves: Leaves) -> dict[str, jax.Array]:
         paths = trees.prunable(leaves, self.parts.where)
         if not paths:
-            hint = "name leaves by `where`, a regex searched in paths such as " + repr([*leaves][:3])
+            hint = "name leaves by `where`, a regex searched in paths such as " + repr(
+                [*leaves][:3]
+            )
             raise ValueError(wrong("params", "have at least one prunable leaf", "none", hint))
         trees.output_axes({p: leaves[p] for p in paths}, self.parts.output_axis)
         mask = {p: jnp.ones_like(leaves[p], dtype=bool) for p in paths}
@@ -209,6 +207,8 @@ class _Pruner:
         """The paths that the view changes, in the order of the tree."""
         if not self.parts.view.copy:
             return []
+        wide = jax.eval_shape(lambda: {p: dense_copy(signals.dense[p]) for p in signals.mask})
+        signals = signals._replace(dense={**signals.dense, **wide})
         seen = jax.eval_shape(self.parts.view.apply, signals)
         return [path for path in signals.dense if path in seen]
 
@@ -216,57 +216,59 @@ class _Pruner:
         """Every change of masks once, by shape: what cannot work fails at `init`."""
         signals = signals_of(state, leaves, leaves if self.inner is not None else {})
         start = self.parts.start(signals) if callable(self.parts.start) else {}
-        return start, [self._changed(update, signals) for update in self.parts.mask_updates]
+        return start, [changed(update, signals) for update in self.parts.mask_updates]
 
     # ----------------------------------------------------------------------------------- update
 
     def update(
         self,
         updates: optax.Updates,
-        state: PruneState,
+        state: Any,
         params: optax.Params | None = None,
         **extra: Any,
-    ) -> tuple[optax.Updates, PruneState]:
+    ) -> tuple[Any, Any]:
         """One update that lands the params on the pruned network."""
         if params is None:
-            raise ValueError(wrong("params", "be given to `update`", None, "call update(g, s, params)"))
+            raise ValueError(
+                wrong("params", "be given to `update`", None, "call update(g, s, params)")
+            )
         weights, given = trees.by_path(params), trees.by_path(updates)
         if not weights:
             return updates, state
         self._check(weights, given, state)
-        grads = given if self.inner is not None else {}
-        seen = signals_of(state, weights, grads)
-        age = optax.safe_increment(state.prune_count)
-        counts = state.prune_drift, state.prune_skipped, state.prune_revived
-        if not self.parts.view.copy:  # refresh first: a refresh of new weights breaks the fusion
-            mask, memory, counts = self._refresh(seen._replace(step=age), weights, counts)
-            seen = seen._replace(mask=mask, memory=memory)
-        pulled = given | self._pull_back(seen, given)
+        signals = signals_of(state, weights, given if self.inner is not None else {})
+        counters = state.prune_drift, state.prune_skipped, state.prune_revived
+        age = jnp.asarray(optax.safe_increment(state.prune_count))
+        hard = not self.parts.view.copy
+        if hard:  # refresh first: XLA would keep new weights in memory for a later one
+            signals, counters = refresh(self.parts, signals, age, weights, counters)
         moves, slots = self.optimizer.update(
-            trees.from_paths(updates, pulled),
+            trees.from_paths(updates, self._pull_back(signals, given)),
             state.prune_inner,
-            trees.from_paths(params, dict(seen.dense)),
+            trees.from_paths(params, dict(signals.dense)),
             **extra,
         )
-        moves = self._scaled(trees.by_path(moves), seen)
-        if not self.parts.view.copy:
-            dense, emitted = {}, _land_on_masks(weights, moves, seen.mask)
+        moves, dense = self._scaled(trees.by_path(moves), signals), {}
+        if hard:
+            emitted = _land_on_masks(weights, moves, signals.mask)
         else:
-            copied = [p for p in trees.by_path(state.prune_dense)]
-            dense = {p: seen.dense[p] + moves[p].astype(seen.dense[p].dtype) for p in copied}
-            new = seen._replace(step=age, dense={**seen.dense, **dense})
-            mask, memory, counts = self._refresh(new, weights, counts)
-            new = new._replace(mask=mask, memory=memory)
-            emitted = _land_on_view(weights, moves, self.parts.view.apply(new))
+            copies = {path: signals.dense[path] for path in trees.by_path(state.prune_dense)}
+            dense = {path: w + moves[path].astype(w.dtype) for path, w in copies.items()}
+            signals = signals._replace(dense={**signals.dense, **dense})
+            signals, counters = refresh(self.parts, signals, age, weights, counters)
+            emitted = _land_on_view(weights, moves, self.parts.view.apply(signals))
+        drift, skipped, revived = counters
         return trees.from_paths(params, emitted), PruneState(
-            age,
-            trees.from_paths(state.prune_mask, mask),
-            trees.from_paths(state.prune_dense, dense),
-            memory,
-            state.prune_key,
-            *counts,
-            slots,
-            state.prune_spec,
+            prune_count=age,
+            prune_mask=trees.from_paths(state.prune_mask, signals.mask),
+            prune_dense=trees.from_paths(state.prune_dense, dense),
+            prune_memory=signals.memory,
+            prune_key=state.prune_key,
+            prune_drift=drift,
+            prune_skipped=skipped,
+            prune_revived=revived,
+            prune_inner=slots,
+            prune_spec=state.prune_spec,
         )
 
     def _check(self, weights: Leaves, given: Leaves, state: PruneState) -> None:
@@ -278,10 +280,10 @@ class _Pruner:
         for path in weights:
             trees.known(path, given, "updates", "have a leaf for each of the params")
 
-    def _pull_back(self, signals: Signals, given: Leaves) -> dict[str, jax.Array]:
-        """The gradient with respect to the dense weights; updates, not gradients, pass as they are."""
+    def _pull_back(self, signals: Signals, given: Leaves) -> Leaves:
+        """The gradient with respect to the dense weights; finished updates pass as they are."""
         if not signals.grads:
-            return dict(given)
+            return given
         changed = jax.eval_shape(self.parts.view.apply, signals)
 
         def view(dense: Leaves) -> Leaves:
@@ -289,10 +291,10 @@ class _Pruner:
 
         _, vjp = jax.vjp(view, {path: signals.dense[path] for path in changed})
         (pulled,) = vjp({path: signals.grads[path] for path in changed})
-        grads = {**signals.grads, **pulled}
+        grads = {**given, **signals.grads, **pulled}
         if self.parts.view.update_scale:
             for path, factor in self.parts.view.update_scale(signals).items():
-                grads[path] = jnp.where(factor != 0, grads[path], 0)
+                grads[path] = jnp.where(factor.astype(bool), grads[path], 0)
         return grads
 
     def _scaled(self, moves: Leaves, signals: Signals) -> dict[str, jax.Array]:
@@ -300,86 +302,8 @@ class _Pruner:
         if self.parts.view.update_scale:
             for path, factor in self.parts.view.update_scale(signals).items():
                 scale = factor.astype(moves[path].dtype)
-                moves[path] = jnp.where(factor != 0, moves[path] * scale, 0)
+                moves[path] = jnp.where(factor.astype(bool), moves[path] * scale, 0)
         return moves
-
-    # ---------------------------------------------------------------------------------- refresh
-
-    def _refresh(self, signals: Signals, params: Leaves, counts: tuple) -> tuple:
-        """Masks, memory and counters after this step; all is held unless a change is due."""
-        first = signals.step == 1
-        due = functools.reduce(
-            jnp.logical_or, [update.when(signals.step) for update in self.parts.mask_updates], first
-        )
-
-        def change() -> tuple:
-            return self._change(signals, params, counts, first)
-
-        return jax.lax.cond(due, change, lambda: (dict(signals.mask), signals.memory, counts))
-
-    def _change(self, signals: Signals, params: Leaves, counts: tuple, first: jax.Array) -> tuple:
-        drift, skipped, revived = counts
-        old = signals.mask
-        drift += jnp.where(first, 0, _count(params, old, lambda p, m: (p != 0) & ~m))
-        key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=_PRNG), signals.step)
-        signals = signals._replace(key=jax.random.key_data(key))
-        if callable(self.parts.start):
-            began = {**old, **self.parts.start(signals)}
-            old = {p: jnp.where(first, began[p], m) for p, m in old.items()}
-        signals, failed = signals._replace(mask=old), jnp.zeros((), bool)
-        for update in self.parts.mask_updates:
-            mask, failure = jax.lax.cond(
-                update.when(signals.step),
-                functools.partial(self._changed, update),
-                lambda held: (dict(held.mask), jnp.zeros((), bool)),
-                signals,
-            )
-            signals, failed = signals._replace(mask=mask), failed | failure
-        mask = {p: jnp.where(failed, old[p], m) for p, m in signals.mask.items()}
-        memory = signals.memory
-        if self.parts.memory:
-            new = self.parts.memory.update(signals._replace(mask=mask))
-            memory = jax.tree.map(lambda a, b: jnp.where(failed, a, b.astype(a.dtype)), memory, new)
-        zeros = _count(params, mask, lambda p, m: (p == 0) & m & jnp.any(p != 0))
-        revived = jnp.where(first, zeros, revived)
-        return mask, memory, (drift, skipped + failed.astype(jnp.int32), revived)
-
-    def _changed(self, update: MaskUpdate, signals: Signals) -> tuple[dict, jax.Array]:
-        """The masks after one change, and whether a score was NaN at a candidate."""
-        mask = signals.mask
-        choice = {
-            Candidates.ALL: dict.fromkeys(mask),
-            Candidates.KEPT: mask,
-            Candidates.PRUNED: {path: ~m for path, m in mask.items()},
-        }[update.candidates]
-        if update.score is magnitude:  # |w| is ranked in place, never written out
-            ranked = {path: Ranked(signals.dense[path], True, choice[path]) for path in mask}
-        else:
-            scores = update.score(signals)
-            ranked = {path: Ranked(scores[path], False, choice[path]) for path in mask}
-        counts = update.count(signals)
-        if update.candidates is Candidates.PRUNED:
-            counts = _missing(counts, mask)
-        chosen = dict(update.select(ranked, counts))
-        if update.candidates is Candidates.PRUNED:
-            chosen = {path: chosen[path] | m for path, m in mask.items()}
-        return chosen, any_nan(list(ranked.values()))
-
-
-def _missing(counts: Counts, mask: Leaves) -> Counts:
-    """How many entries are to grow, so that as many as counted are kept."""
-    kept = {path: jnp.sum(m, dtype=jnp.int32) for path, m in mask.items()}
-    if not isinstance(counts, dict):
-        return jnp.maximum(counts - sum(kept.values()), 0)
-    rest = sum(k for path, k in kept.items() if path not in counts)
-    return {p: jnp.maximum(c - (rest if p == REST else kept[p]), 0) for p, c in counts.items()}
-
-
-def _count(params: Leaves, mask: Leaves, test: Callable[[Any, Any], jax.Array]) -> jax.Array:
-    return sum(
-        (jnp.sum(test(params[path], m), dtype=jnp.int32) for path, m in mask.items()),
-        jnp.zeros((), jnp.int32),
-    )
 
 
 def _land_on_masks(params: Leaves, moves: Leaves, mask: Leaves) -> dict[str, jax.Array]:

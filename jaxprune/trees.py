@@ -33,7 +33,7 @@ def is_hole(node: Any) -> bool:
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is a box around one array, such as an NNX variable or a Linen `Partitioned`."""
+    """Whether a node is a box around one array: an NNX variable, a Linen `Partitioned`."""
     level = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
     if level is None:
         return False
@@ -120,6 +120,11 @@ def parameter_of(slot: str, shape: tuple[int, ...], leaves: Leaves) -> str | Non
 def is_floating(leaf: Any) -> bool:
     """Whether a leaf is an array of floating or complex numbers."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def is_complex(leaf: Any) -> bool:
+    """Whether a leaf is an array of complex numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
 def cast(leaf: Any, dtype: Any) -> Any:
@@ -238,7 +243,8 @@ def path_key(key: jax.Array, path: str) -> jax.Array:
       A typed key, folded with the crc32 of the path.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+        # Two words are threefry's, whatever the user's default is.
+        key = jax.random.wrap_key_data(key, impl="threefry2x32" if key.shape == (2,) else None)
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 

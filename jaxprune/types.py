@@ -6,10 +6,12 @@ floating leaves (``mask`` the prunable ones); dicts that a part returns hold onl
 """
 
 import enum
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
 Leaves = Mapping[str, Any]
@@ -71,7 +73,7 @@ class MaskUpdate(NamedTuple):
 
     when: Callable[[jax.Array], jax.Array]
     score: Callable[[Signals], Leaves]
-    count: Callable[[Signals], Counts]
+    count: Callable[[Signals], Counts]  # pyright: ignore[reportIncompatibleMethodOverride]
     select: Callable[[Leaves, Counts], Leaves]
     candidates: Candidates = Candidates.ALL
 
@@ -119,7 +121,7 @@ class Phase(NamedTuple):
       names: the names of all phases, static.
     """
 
-    index: ArrayLike
+    index: ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     step: ArrayLike
     length: ArrayLike
     names: tuple[str, ...] = ()
@@ -127,7 +129,7 @@ class Phase(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the phase; only outside jit."""
-        return self.names[int(self.index)]
+        return self.names[operator.index(np.asarray(self.index)[()])]
 
 
 def wrong(argument: str, expected: str, came: object, hint: str = "") -> str:

@@ -83,7 +83,7 @@ def living_units(mask: Leaves, output_axis: OutputAxis = None) -> dict[str, jax.
       output_axis: the axis that counts the outputs, where the default rule is wrong.
 
     Returns:
-      ``{path: bool array}`` of length 1 along every axis but the outputs', to broadcast to the mask.
+      ``{path: bool array}`` of length 1 along every axis but the outputs'.
 
     Examples:
       >>> import jax.numpy as jnp

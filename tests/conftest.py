@@ -1,22 +1,30 @@
-"""One CPU device for most tests, eight in a process of their own for those that need several.
+"""Strict promotion for our code, and eight devices for the tests that need several.
 
 How many devices there are decides how masks are selected, and a process cannot change it. So tests
-marked `several_devices` run in one child process per file, and their reports come back from there.
+marked `several_devices` run in one child process per file, and their reports come back from there;
+all others see one CPU device.
+
+Optax's own optimizers (Adam's bias correction, schedules, `MultiSteps`) mix int32 counters with
+floats, which strict promotion refuses. So they run under standard promotion, and everything else,
+what they wrap included, under the strict one.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
+import optax
 import pytest
 
 DEVICES = int(os.environ.get("JAXPRUNE_TEST_DEVICES", "1"))
@@ -26,6 +34,31 @@ CHILD_SECONDS = 900
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+class _Promoting:
+    """A function that runs under its own mode of dtype promotion."""
+
+    def __init__(self, function: Callable[..., Any]):
+        functools.update_wrapper(self, function)
+        self.function = function
+        module = getattr(function, "__module__", None) or ""
+        self.mode = "standard" if module.startswith("optax.") else "strict"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion(self.mode):
+            return self.function(*args, **kwargs)
+
+
+_new = optax.GradientTransformation.__new__
+
+
+def _new_promoting(cls: type, init: Callable[..., Any], update: Callable[..., Any]) -> Any:
+    return _new(cls, init, _Promoting(update))
+
+
+optax.GradientTransformation.__new__ = _new_promoting
+optax.MultiSteps.update = jax.numpy_dtype_promotion("standard")(optax.MultiSteps.update)
 
 hypothesis.settings.register_profile(
     "jaxprune",
@@ -48,7 +81,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(f"several_devices-{item.path.stem}"))
 
 
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Reports what the child found, in place of running the test here."""
     if not _runs_elsewhere(item):
         return None
@@ -58,6 +91,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in found[item.path](item):
         item.ihook.pytest_runtest_logreport(report=report)
+    # The test before this one left standing what it thought this one shares.
+    item.session._setupstate.teardown_exact(nextitem)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 

@@ -23,7 +23,8 @@ FLOORS = {
     "jaxprune.distributions": 2,
     "jaxprune.scores": 2,
     "jaxprune.masks": 2,
-    "jaxprune.state": 3,
+    "jaxprune.state": 2,
+    "jaxprune.refresh": 3,
     "jaxprune.views": 3,
     "jaxprune.transform": 4,
     "jaxprune.checks": 5,
@@ -126,6 +127,17 @@ def in_order(sources: dict[str, str]) -> list[str]:
     return [*graphlib.TopologicalSorter(graph).static_order()]
 
 
+def _end(node: ast.stmt) -> int:
+    return node.end_lineno or node.lineno
+
+
+def _docstring_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """A well-told function is not a long one."""
+    if ast.get_docstring(function) is None:
+        return 0
+    return _end(function.body[0]) - function.body[0].lineno + 1
+
+
 def leftovers(name: str, source: str) -> list[str]:
     """Files and functions that are too long, and notes to oneself."""
     found = []
@@ -134,7 +146,7 @@ def leftovers(name: str, source: str) -> list[str]:
         found.append(f"{name}: {len(lines)} lines")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            length = _end(node) - node.lineno + 1 - _docstring_lines(node)
             if length > LONGEST_FUNCTION:
                 found.append(f"{name}:{node.lineno}: {node.name} has {length} lines")
     note = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b")
@@ -216,6 +228,7 @@ def test_an_allowed_import_is_not_reported(module, source):
     [
         ("x = 1\n" * (LONGEST_FILE + 1), "401 lines"),
         ("def f():\n" + "    x = 1\n" * LONGEST_FUNCTION, "f has 81 lines"),
+        ('def f():\n    """Told\n\n\n    well."""\n' + "    x = 1\n" * 80, "f has 81 lines"),
         ("x = 1  # " + "TO" + "DO: more", "room.py:1"),
     ],
 )

@@ -102,7 +102,7 @@ def digits_mlp(name: str, **values: Any) -> ConfigDict:
     return _base(
         method(name, **values),
         data={"name": "digits", "data_dir": ""},
-        model={"name": "mlp", "widths": (128, 64)},
+        model={"name": "mlp", "widths": (60, 30)},
         batch_size=64,
         steps=800,
         optimizer=_sgd(0.1, 5e-4),

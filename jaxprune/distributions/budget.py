@@ -14,7 +14,7 @@ from jaxprune.distributions.filling import Filling, Kind, Shapes, number, rounde
 from jaxprune.schedules.numbers import checked_share, decimal
 from jaxprune.schedules.ramps import Ramp
 from jaxprune.trees import Tree, by_path, by_pattern
-from jaxprune.types import Count, Counts, Signals, wrong
+from jaxprune.types import Count, Signals, wrong
 
 Distribution = Kind | Callable[[Any, Any], Tree] | Tree
 
@@ -48,6 +48,8 @@ class Budget:
         of densities has no ramp.
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.distributions import Budget
       >>> from jaxprune.schedules import cubic
       >>> budget = Budget(cubic(0, 100, 0.9), "erk")
       >>> budget.at_end({"a": jnp.ones((2, 3)), "b": jnp.ones((20, 30))})
@@ -85,7 +87,7 @@ class Budget:
             raise ValueError(wrong("schedule", expected, self.schedule))
         return _checked_densities(by_path(given))
 
-    def __call__(self, signals: Signals) -> Counts:
+    def __call__(self, signals: Signals) -> dict[str, jax.Array]:
         """The counts at a step.
 
         Args:

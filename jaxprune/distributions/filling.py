@@ -40,6 +40,7 @@ def exact_count(size: int, sparsity: float) -> int:
       The number of kept entries.
 
     Examples:
+      >>> from jaxprune.distributions import exact_count
       >>> exact_count(1000, 0.9), exact_count(25, 0.9), exact_count(2**31, 0.9)
       (100, 2, 214748365)
 
@@ -52,8 +53,7 @@ def exact_count(size: int, sparsity: float) -> int:
 def number(value: Any, *others: Any) -> Any:
     """A number for the arithmetic at hand: float32 where something is traced, else a fraction."""
     if any(isinstance(x, jax.Array) for x in (value, *others)):
-        value = float(value) if isinstance(value, Fraction) else value
-        return jnp.asarray(value, jnp.float32)
+        return jnp.asarray(value if isinstance(value, jax.Array) else float(value), jnp.float32)
     return value if isinstance(value, Fraction) else decimal(value)
 
 
@@ -95,10 +95,10 @@ class Filling:
         """
         kept = sum(d * math.prod(self.shapes[path]) for path, d in self.fixed.items())
         share = number(sparsity, kept)
-        rest = self.total * (1 - share) - kept
+        rest = number(self.total, share) * (1 - share) - number(kept, share)
         least, most = sum(self.floors[path] for path in self.sizes), sum(self.sizes.values())
         if isinstance(rest, jax.Array):
-            return jnp.clip(rest, least, most)
+            return jnp.clip(rest, float(least), float(most))
         if rest < least and rest >= 0:
             expected = f"keep no more than the {float(rest):g} entries that are kept"
             raise ValueError(wrong("min_density", expected, least))

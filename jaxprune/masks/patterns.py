@@ -1,5 +1,6 @@
 """Masks with a pattern: n of every m neighbours, and whole blocks."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -38,6 +39,8 @@ def n_of_m(scores: Tree, n: int, m: int, axis: int = -1) -> Tree:
         one whose size is no multiple of m.
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks import n_of_m
       >>> n_of_m(jnp.array([1.0, 4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 5.0]), 2, 4).tolist()
       [False, True, True, False, True, True, False, False]
 
@@ -78,6 +81,8 @@ def block(scores: Tree, density: Density, shape: Sequence[int]) -> Tree:
         more axes than a leaf.
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks import block
       >>> block(jnp.array([[1.0, 2.0, 9.0], [3.0, 4.0, 0.0]]), 0.5, (1, 2)).tolist()
       [[False, False, True], [True, True, False]]
 
@@ -102,6 +107,12 @@ def _first_of_groups(path: str, leaf: jax.Array, n: int, m: int, axis: int) -> j
     if shape[axis] % m:
         expected = f"have a multiple of m = {m} entries along axis {axis} of '{path}'"
         raise ValueError(wrong("scores", expected, shape[axis]))
+    return _ahead_of_others(leaf, n, m, axis)
+
+
+@functools.partial(jax.jit, static_argnames=("n", "m", "axis"), inline=True)
+def _ahead_of_others(leaf: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    shape = leaf.shape
     codes = codes_of(Ranked(leaf), order_of([Ranked(leaf)]))
     codes = codes.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
     place = lax.broadcasted_iota(jnp.int32, codes.shape, axis + 1)
@@ -130,7 +141,7 @@ def _block_shape(path: str, shape: tuple[int, ...], given: Sequence[int]) -> tup
 
 def _block_means(scores: jax.Array, block_shape: tuple[int, ...]) -> jax.Array:
     """The mean score of each block over the entries it has, one entry a block."""
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = scores if scores.dtype.itemsize == 8 else scores.astype(jnp.float32)
     split, number = [], np.ones((), scores.dtype)
     for size, extent in zip(scores.shape, block_shape, strict=True):
         blocks = -(-size // extent)

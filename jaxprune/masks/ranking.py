@@ -1,6 +1,7 @@
 """Masks by rank: single entries, the highest of each leaf or of the tree, or by chance."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 from jaxprune.masks.counting import Density, arrays, count_of, counts_of, sizes_of
 from jaxprune.selection import Ranked, keep_largest
 from jaxprune.trees import Tree, by_path, from_paths, path_key
-from jaxprune.types import REST, Counts, wrong
+from jaxprune.types import REST, Count, Counts, wrong
 
 
 def topk(scores: Tree, density: Density) -> Tree:
@@ -30,6 +31,8 @@ def topk(scores: Tree, density: Density) -> Tree:
       ValueError: if a density is outside [0, 1], or missing for a leaf.
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks import topk
       >>> topk({"kernel": jnp.array([[3.0, -5.0], [1.0, 2.0]])}, 0.5)["kernel"].tolist()
       [[True, False], [False, True]]
 
@@ -59,6 +62,9 @@ def global_topk(scores: Tree, density: Any, min_density: Any = 0.0) -> Tree:
       ValueError: if one is outside [0, 1], or the leaves' least numbers exceed that of the tree.
 
     Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks import global_topk
       >>> scores = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0, 2.0])}
       >>> jax.tree.map(lambda mask: mask.tolist(), global_topk(scores, 0.5))
       {'a': [True, True], 'b': [False, False]}
@@ -96,6 +102,9 @@ def random(key: jax.Array, tree: Tree, density: Density) -> Tree:
       ValueError: if a density is outside [0, 1], or missing for a leaf.
 
     Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks import random
       >>> mask = random(jax.random.key(0), {"kernel": jnp.ones((10, 10))}, 0.1)
       >>> int(mask["kernel"].sum())
       10
@@ -120,6 +129,8 @@ def nonzero(tree: Tree) -> Tree:
       A tree of masks like ``tree``.
 
     Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks import nonzero
       >>> nonzero({"kernel": jnp.array([0.0, -0.0, 1e-3, jnp.nan])})["kernel"].tolist()
       [False, False, True, True]
 
@@ -148,6 +159,9 @@ def largest(
       ValueError: if a leaf has no number, a number no leaf, or ``min_density`` is outside [0, 1].
 
     Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks import largest
       >>> scores = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0, 2.0])}
       >>> jax.tree.map(lambda mask: mask.tolist(), largest(scores, {"b": 1, "*": 2}))
       {'a': [True, True], 'b': [False, True]}
@@ -163,8 +177,34 @@ def largest(
         group = group_of[path]
         numbers[group] = numbers[group] - jnp.sum(mask, dtype=jnp.int32)
     others = [_without(leaf, first.get(path)) for path, leaf in scores.items()]
-    masks = dict(zip(scores, keep_largest(others, numbers, list(group_of.values())), strict=True))
+    masks = dict(zip(scores, _kept(others, numbers, list(group_of.values())), strict=True))
     return {path: masks[path] | first[path] if path in first else masks[path] for path in scores}
+
+
+def _kept(
+    scores: Sequence[jax.Array | Ranked], counts: Sequence[Count], groups: Iterable[int]
+) -> list[jax.Array]:
+    """`keep_largest`, compiled once for its shapes: outside jit its loops would be each time."""
+    leaves = [x if isinstance(x, Ranked) else Ranked(jnp.asarray(x)) for x in scores]
+    return _compiled(
+        [leaf.values for leaf in leaves],
+        [leaf.candidates for leaf in leaves],
+        [np.uint32(max(x, 0)) if isinstance(x, int) else x for x in counts],
+        magnitudes=tuple(leaf.magnitude for leaf in leaves),
+        groups=tuple(groups),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("magnitudes", "groups"), inline=True)
+def _compiled(
+    values: list[jax.Array],
+    candidates: list[jax.Array | None],
+    counts: list[Count],
+    magnitudes: tuple[bool, ...],
+    groups: tuple[int, ...],
+) -> list[jax.Array]:
+    leaves = [Ranked(*leaf) for leaf in zip(values, magnitudes, candidates, strict=True)]
+    return keep_largest(leaves, counts, groups)
 
 
 def _floors(leaves: Mapping[str, Any], min_density: Any) -> dict[str, jax.Array]:
@@ -172,7 +212,7 @@ def _floors(leaves: Mapping[str, Any], min_density: Any) -> dict[str, jax.Array]
     sizes = {p: x.values.size if isinstance(x, Ranked) else x.size for p, x in leaves.items()}
     least = {path: count_of("min_density", size, min_density) for path, size in sizes.items()}
     paths = [path for path, count in least.items() if not isinstance(count, int) or count]
-    masks = keep_largest([leaves[p] for p in paths], [least[p] for p in paths], range(len(paths)))
+    masks = _kept([leaves[p] for p in paths], [least[p] for p in paths], range(len(paths)))
     return dict(zip(paths, masks, strict=True))
 
 
@@ -210,6 +250,6 @@ def _nonzero(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return _nonzero(x.real) | _nonzero(x.imag)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x != 0
+        return x.astype(bool)
     unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
     return lax.bitcast_convert_type(x, unsigned) << unsigned.type(1) != 0

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import masks
-from jaxprune.distributions import Budget
 from jaxprune.schedules import Either, Ramp, When, cubic, every, once
-from jaxprune.types import Counts, Leaves, wrong
+from jaxprune.schedules.numbers import is_traced
+from jaxprune.types import wrong
 
 Schedule = Ramp | Callable[[Any], Any]
 
@@ -45,7 +44,7 @@ def _sparsity_of(start: Any) -> Any:
     masks = [] if start is None or callable(start) else jax.tree.leaves(start)
     total = sum(mask.size for mask in masks)
     kept = sum(jnp.sum(mask.astype(bool), dtype=jnp.int32) for mask in masks)
-    if not total or isinstance(kept, jax.core.Tracer):
+    if not total or is_traced(kept):
         return (total - kept) / total if total else 0.0
     return (total - int(kept)) / total
 
@@ -76,14 +75,3 @@ def refreshes(interval: int, schedule: Schedule, end: int | None) -> When:
         raise ValueError(wrong("exploit_at", expected, end))
     times = every(interval, schedule.begin, end)
     return Either((times, once(max(schedule.end, 1)))) if end != schedule.end else times
-
-
-
-
-def largest_within(budget: Budget) -> Callable[[Leaves, Counts], Leaves]:
-    """Keeps the largest scores, and of every leaf at least what the budget's floors say."""
-
-    def select(scores: Leaves, counts: Counts) -> Leaves:
-        return masks.largest(scores, counts, budget.floors({p: x.values for p, x in scores.items()}))
-
-    return select

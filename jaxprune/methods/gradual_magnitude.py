@@ -1,13 +1,15 @@
 """Gradual magnitude pruning: the smallest weights go, along a cubic ramp."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import optax
 
 from jaxprune import scores, views
 from jaxprune.distributions import Budget, Distribution
-from jaxprune.methods.common import end_of, largest_within, refreshes, schedule_of
+from jaxprune.masks import largest
+from jaxprune.methods.common import end_of, refreshes, schedule_of
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import Candidates, MaskUpdate
@@ -70,7 +72,7 @@ def gradual_magnitude(
         when=refreshes(every, schedule, end_of(schedule)),
         score=scores.magnitude,
         count=budget,
-        select=largest_within(budget),
+        select=partial(largest, min_density=min_density),
         candidates=Candidates.KEPT,
     )
     return prune(inner, [smallest_go], views.hard, where=where, start=start, seed=seed)

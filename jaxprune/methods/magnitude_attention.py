@@ -1,7 +1,8 @@
 """Magnitude attention-based dynamic pruning (MAP): every weight counts as much as its magnitude."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import optax
 
 from jaxprune import scores
 from jaxprune.distributions import Budget, Distribution
-from jaxprune.methods.common import end_of, largest_within, refreshes, schedule_of
+from jaxprune.masks import largest
+from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
 from jaxprune.schedules import timeline
 from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
@@ -110,71 +112,103 @@ def magnitude_attention(
       guard and the update form are our reading.
     """
     schedule = schedule_of(sparsity, ramp, start)
-    budget = Budget(schedule, distribution, overrides, min_density)
     exploit_at = end_of(schedule) if exploit_at is None else exploit_at
     attention_on = attention_on or ("update" if inner is None else "gradient")
     one_of("masked", masked, ("floor", "own"))
     one_of("attention_on", attention_on, ("gradient", "update") if inner else ("update",))
     one_of("dead_units", dead_units, ("hold", "move"))
-    units = guard(output_axis)
-
-    def attention(s: Signals) -> Leaves:
-        floor, top = s.memory["floor"], s.memory["top"]
-        return {
-            p: jax.lax.stop_gradient(floor + (1 - floor) * share_of_maximum(s.dense[p], top[p]))
-            for p in s.mask
-        }
-
-    def factor(s: Signals, path: str, a: jax.Array) -> jax.Array:
-        """What scales the gradient or the update: a, and while exploring a floor where masked."""
-        lower = s.memory["floor"] if masked == "floor" else a
-        if dead_units == "hold":
-            lower = jnp.where(s.memory["alive"][path], lower, 0)
-        return jnp.where(s.mask[path], a, lower)
-
-    def apply(s: Signals) -> Leaves:
-        seen = {}
-        for p, a in attention(s).items():
-            value = cut(a * s.dense[p] if forward else s.dense[p], s.mask[p])
-            on_gradient = factor(s, p, a) if attention_on == "gradient" else 1
-            seen[p] = through(value, on_gradient * s.dense[p])
-        return seen
-
-    def update_scale(s: Signals) -> Leaves:
-        moving = {p: m if exploit_at is None else m | (s.step < exploit_at) for p, m in s.mask.items()}
-        if attention_on == "gradient":
-            return moving
-        return {p: jnp.where(moving[p], factor(s, p, a), 0) for p, a in attention(s).items()}
-
-    def inverse(s: Signals) -> Leaves:
-        return {p: without_attention(s.dense[p], s.memory["floor"], t) for p, t in s.memory["top"].items()}
-
-    def remember(s: Signals) -> dict[str, Any]:
-        floor = jnp.maximum((1 - jnp.asarray(schedule(s.step))) ** strength, _LEAST_FLOOR)
-        top = {p: largest_magnitude(s.dense[p]) for p in s.mask}
-        return {"floor": floor, "top": top, **units.update(s)}
-
-    def blank(mask: Leaves) -> dict[str, Any]:
-        return {"floor": jnp.ones(()), "top": {p: jnp.ones(()) for p in mask}, **units.init(mask)}
-
+    attention = _Attention(
+        schedule,
+        exploit_at,
+        strength,
+        own=masked == "own",
+        forward=forward,
+        on_update=attention_on == "update",
+        hold=dead_units == "hold",
+        units=guard(output_axis),
+    )
     largest_stay = MaskUpdate(
         when=refreshes(every, schedule, exploit_at),
         score=scores.magnitude,
-        count=budget,
-        select=largest_within(budget),
+        count=Budget(schedule, distribution, overrides, min_density),
+        select=partial(largest, min_density=min_density),
     )
     return prune(
         inner,
         [largest_stay],
-        View(apply, update_scale, copy=True, inverse=inverse if forward else None),
+        View(attention.seen, attention.update_scale, True, attention.inverse if forward else None),
         where=where,
         start=start,
-        memory=Memory(init=blank, update=remember),
+        memory=Memory(init=attention.blank, update=attention.remember),
         phases=timeline(("explore", exploit_at), ("exploit", None)) if exploit_at else None,
         output_axis=output_axis,
-        note=_ON_GRADIENT if attention_on == "gradient" else "",
+        note="" if attention.on_update else _ON_GRADIENT,
         seed=seed,
     )
+
+
+class _Attention(NamedTuple):
+    """How much each weight counts, in the forward pass and in the backward pass or the update."""
+
+    schedule: Schedule
+    exploit_at: int | None
+    strength: Any
+    own: bool
+    forward: bool
+    on_update: bool
+    hold: bool
+    units: Memory
+
+    def of_weights(self, s: Signals) -> dict[str, jax.Array]:
+        """``a = lb + (1 - lb) min(|w| / top, 1)``; the backward pass takes it as given."""
+        floor, top = s.memory["floor"], s.memory["top"]
+        return {
+            path: jax.lax.stop_gradient(floor + (1 - floor) * share_of_maximum(s.dense[path], t))
+            for path, t in top.items()
+        }
+
+    def of_changes(self, s: Signals, path: str, a: jax.Array) -> jax.Array:
+        """A on kept weights; on masked ones the floor, or nothing where the whole unit is dead."""
+        lower = a if self.own else s.memory["floor"]
+        if self.hold:
+            lower = jnp.where(s.memory["alive"][path], lower, 0)
+        return jnp.where(s.mask[path], a, lower)
+
+    def seen(self, s: Signals) -> Leaves:
+        """``e = m a w``."""
+        leaves = {}
+        for path, a in self.of_weights(s).items():
+            w = s.dense[path]
+            backward = w if self.on_update else self.of_changes(s, path, a) * w
+            leaves[path] = through(cut(a * w if self.forward else w, s.mask[path]), backward)
+        return leaves
+
+    def update_scale(self, s: Signals) -> Leaves:
+        """Kept weights always move, masked ones while exploring."""
+        exploring = True if self.exploit_at is None else s.step < self.exploit_at
+        if not self.on_update:
+            return {path: m | exploring for path, m in s.mask.items()}
+        return {
+            path: jnp.where(s.mask[path] | exploring, self.of_changes(s, path, a), 0)
+            for path, a in self.of_weights(s).items()
+        }
+
+    def inverse(self, s: Signals) -> Leaves:
+        """The weights of which seen values are the view."""
+        floor, top = s.memory["floor"], s.memory["top"]
+        return {path: without_attention(s.dense[path], floor, t) for path, t in top.items()}
+
+    def blank(self, mask: Leaves) -> dict[str, Any]:
+        """Before the first update the network is dense: a is 1 everywhere."""
+        top = {path: jnp.ones(()) for path in mask}
+        return {"floor": jnp.ones(()), "top": top, **self.units.init(mask)}
+
+    def remember(self, s: Signals) -> dict[str, Any]:
+        """lb, the maxima and the living units of this refresh."""
+        density = 1 - jnp.asarray(self.schedule(s.step), jnp.float32)
+        floor = jnp.maximum(density**self.strength, _LEAST_FLOOR)
+        top = {path: largest_magnitude(s.dense[path]) for path in s.mask}
+        return {"floor": floor, "top": top, **self.units.update(s)}
 
 
 def largest_magnitude(w: jax.Array) -> jax.Array:

@@ -62,4 +62,6 @@ def prune_once(
     )
     ranked = {path: Ranked(leaves[path], magnitude=True) for path in paths}
     mask = masks.largest(ranked, counts, min_density=min_density)
-    return trees.from_paths(params, {**leaves, **masked(leaves, mask)}), trees.from_paths(params, mask)
+    return trees.from_paths(params, {**leaves, **masked(leaves, mask)}), trees.from_paths(
+        params, mask
+    )

@@ -1,13 +1,14 @@
 """Static masks: given, or drawn at random at the first update."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import optax
 
 from jaxprune import scores, views
 from jaxprune.distributions import Budget, Distribution
-from jaxprune.methods.common import largest_within
+from jaxprune.masks import largest
 from jaxprune.schedules import constant, once
 from jaxprune.transform import method, prune
 from jaxprune.trees import Where
@@ -66,6 +67,9 @@ def static(
         return prune(inner, [], views.hard, where=where, start=masks, seed=seed)
     budget = Budget(constant(sparsity), distribution, overrides, min_density)
     drawn = MaskUpdate(
-        when=once(1), score=scores.random, count=budget, select=largest_within(budget)
+        when=once(1),
+        score=scores.random,
+        count=budget,
+        select=partial(largest, min_density=min_density),
     )
     return prune(inner, [drawn], views.hard, where=where, seed=seed)

@@ -1,6 +1,7 @@
 """Straight-through magnitude pruning, or dynamic pruning with feedback (DPF)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import optax
 
 from jaxprune import scores
 from jaxprune.distributions import Budget, Distribution
-from jaxprune.methods.common import largest_within, refreshes, schedule_of
+from jaxprune.masks import largest
+from jaxprune.methods.common import refreshes, schedule_of
 from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where
@@ -85,7 +87,7 @@ def straight_through(
         when=refreshes(every, schedule, None),
         score=scores.magnitude,
         count=budget,
-        select=largest_within(budget),
+        select=partial(largest, min_density=min_density),
     )
 
     def apply(s: Signals) -> Leaves:

@@ -31,6 +31,7 @@ class Every:
       TypeError: if one of them is not an integer.
 
     Examples:
+      >>> from jaxprune.schedules import Every
       >>> Every(4, 0, 10).steps(100)
       [4, 8, 10]
       >>> bool(Every(4)(8))
@@ -100,6 +101,7 @@ def every(interval: int, begin: int = 0, end: int | None = None) -> Every:
       ValueError: if ``interval`` is below 1, ``begin`` negative, ``end`` before ``begin``, or 0.
 
     Examples:
+      >>> from jaxprune.schedules import every
       >>> every(16, 0, 40).steps(100)
       [16, 32, 40]
 
@@ -122,6 +124,7 @@ def once(at: int) -> Every:
       ValueError: if ``at`` is below 1.
 
     Examples:
+      >>> from jaxprune.schedules import once
       >>> once(7).steps(100)
       [7]
 
@@ -140,6 +143,7 @@ class Either:
       whens: functions n -> bool.
 
     Examples:
+      >>> from jaxprune.schedules import Either, every, once
       >>> Either((once(3), every(4))).steps(10)
       [3, 4, 8]
 
@@ -185,6 +189,7 @@ def either(*whens: When) -> Either:
       A function n -> bool.
 
     Examples:
+      >>> from jaxprune.schedules import either, every, once
       >>> either(every(10), once(5)).steps(20)
       [5, 10, 20]
 
@@ -205,6 +210,7 @@ def steps_due(when: When, until: int) -> list[int]:
       Ages in ascending order, all in [1, ``until``].
 
     Examples:
+      >>> from jaxprune.schedules import steps_due
       >>> steps_due(lambda n: n % 3 == 0, 10)
       [3, 6, 9]
 

@@ -22,6 +22,7 @@ class Timeline:
       ValueError: if there is no phase, a length is negative, or None stands before the last.
 
     Examples:
+      >>> from jaxprune.schedules import Timeline
       >>> course = Timeline((("explore", 250), ("exploit", None)))
       >>> course(0).name, course(249).name, course(250).name
       ('explore', 'explore', 'exploit')
@@ -78,6 +79,7 @@ def timeline(*parts: tuple[str, int | None]) -> Timeline:
       ValueError: if there is no phase, a length is negative, or None stands before the last.
 
     Examples:
+      >>> from jaxprune.schedules import timeline
       >>> phase = timeline(("explore", 250), ("exploit", None))(260)
       >>> phase.name, int(phase.step), int(phase.length)
       ('exploit', 10, -1)

@@ -70,7 +70,9 @@ def keep_largest(
 
 def _check(leaves: Sequence[Ranked], counts: Sequence[Count], groups: Sequence[int]) -> None:
     if len(groups) != len(leaves):
-        raise ValueError(wrong("groups", f"name one group for each of {len(leaves)} leaves", groups))
+        raise ValueError(
+            wrong("groups", f"name one group for each of {len(leaves)} leaves", groups)
+        )
     if not all(0 <= group < len(counts) for group in groups):
         raise ValueError(wrong("groups", f"lie in [0, {len(counts)})", groups))
     for leaf in leaves:

@@ -40,7 +40,9 @@ def group_sums(per_leaf: jax.Array, groups: Sequence[int], number: int) -> jax.A
         return jnp.sum(per_leaf, keepdims=True, dtype=per_leaf.dtype)
     if list(groups) == list(range(number)):
         return per_leaf
-    return jax.ops.segment_sum(per_leaf, np.asarray(groups), number)
+    members = np.arange(number)[:, None] == np.asarray(groups)[None, :]
+    zero = jnp.zeros((), per_leaf.dtype)
+    return jnp.sum(jnp.where(members, per_leaf[None, :], zero), axis=1, dtype=per_leaf.dtype)
 
 
 def varying_like(start: jax.Array, like: Any) -> jax.Array:

@@ -1,8 +1,9 @@
 """Where the next threshold of each group goes: through a sample, then by the secant.
 
-While a bracket holds enough entries of a strided sample, the threshold is one of them, at the rank
-that the counts at the bracket's ends imply; after that it is linear in the value. It aims a little
-beyond the goal, seen from the nearer end, so that both ends close in. Every fourth pass from the
+The first two thresholds are entries of a strided sample, at the rank that the counts at the bracket's
+ends imply; the next are linear in the value. They aim a little beyond the goal, seen from the nearer
+end, so that both ends close in. Where many scores are equal and a pass moves no count, the sample
+names values to try. Every fourth pass from the
 eighth on, and all from the 24th on, halve the bracket: 56 passes are enough for any scores of 32
 bits.
 """
@@ -20,8 +21,11 @@ from jaxprune.selection.keys import Order, Ranked, codes_of
 _ROWS = 32
 _SAMPLED = 32768
 _SAMPLED_IN_GROUP = 1024
+_SAMPLED_PASSES = 2
+"""Passes whose thresholds come from the sample; after them the secant places better."""
+
 _ENOUGH = 8
-"""Entries of the sample in a bracket below which the secant places better than the sample does."""
+"""Entries of the sample in a bracket that make its order statistics worth using."""
 
 _HALVING_FROM, _HALVING_ONLY_FROM = 8, 24
 
@@ -58,7 +62,7 @@ def sample(flat: Sequence[Ranked], groups: Sequence[int], number: int, order: Or
         part = Ranked(leaf.values[start::stride], leaf.magnitude, candidates)
         rows[group].append(codes_of(part, order))
     length = -(-max(sum(part.size for part in row) for row in rows) // _ROWS) * _ROWS
-    padded = [jnp.concatenate(row) for row in rows]
+    padded = [jnp.concatenate(lax.optimization_barrier(row)) for row in rows]
     padded = [jnp.pad(row, (0, length - row.size)) for row in padded]
     codes = jnp.stack(padded).reshape(number, _ROWS, -1).swapaxes(0, 1)
     return Sample(lax.optimization_barrier(codes), _grain(codes, order))
@@ -79,7 +83,12 @@ def _above(codes: jax.Array, code: jax.Array) -> jax.Array:
 
 
 def choose(
-    state: Any, counts: jax.Array, at_low: jax.Array, at_high: jax.Array, drawn: Sample, order: Order
+    state: Any,
+    counts: jax.Array,
+    at_low: jax.Array,
+    at_high: jax.Array,
+    drawn: Sample,
+    order: Order,
 ) -> jax.Array:
     """The next threshold of each group, strictly inside its bracket where there is room.
 
@@ -98,10 +107,11 @@ def choose(
     wanted, inside = (counts - at_high).astype(jnp.float32), (at_low - at_high).astype(jnp.float32)
     sampled_high, sampled_low = _above(drawn.codes, state.high), _above(drawn.codes, state.low)
     sampled = sampled_low - sampled_high
-    by_sample = (sampled >= _ENOUGH) | (state.stuck & (sampled > 0))
     middle = state.low + (state.high - state.low) // order.unsigned.type(2)
-    secant = _secant(state, wanted, inside, middle, order)
-    secant = _on_grain(secant, state, drawn.grain, order)
+    secant, usable = _secant(state, wanted, inside, order)
+    usable &= ~state.stuck
+    by_sample = (sampled > 0) & (~usable | ((state.passes < _SAMPLED_PASSES) & (sampled >= _ENOUGH)))
+    secant = _on_grain(jnp.where(usable, secant, middle), state, drawn.grain, order)
 
     def from_sample() -> jax.Array:
         part = sampled.astype(jnp.float32)
@@ -146,18 +156,17 @@ def _ranked(codes: jax.Array, rank: jax.Array, low: jax.Array, high: jax.Array) 
 
 
 def _secant(
-    state: Any, wanted: jax.Array, inside: jax.Array, middle: jax.Array, order: Order
-) -> jax.Array:
-    """Linear in the value between the ends of the bracket; the middle where that is no number."""
+    state: Any, wanted: jax.Array, inside: jax.Array, order: Order
+) -> tuple[jax.Array, jax.Array]:
+    """The code linear in the value between the ends of the bracket, and whether these are numbers."""
     share = wanted + jnp.where(inside > 32, _beyond(wanted, inside), jnp.float32(0))
     part = ((share + 0.5) / (inside + 1)).astype(order.real)
     high, low = _value(state.high, order), _value(state.low, order)
     value = high + (low - high) * part
     code = codes_of(Ranked(value.astype(order.dtype)), order)
-    usable = jnp.isfinite(value) & ~state.stuck
     one = order.unsigned.type(1)
     code = jnp.maximum(jnp.minimum(code, state.high - one), state.low + one)
-    return jnp.where(usable, code, middle)
+    return code, jnp.isfinite(value)
 
 
 def _value(code: jax.Array, order: Order) -> jax.Array:

@@ -1,0 +1,272 @@
+"""Methods x sparsities x seeds under one recipe, with dense, random and shuffled-mask controls.
+
+    python -m experiments.compare --config experiments/configs/glyph_resnet_glyphs_dense.py
+        --workdir runs/glyphs --sparsities 0.9,0.95,0.98 --seeds 5
+
+Every number is of the final params, whose sparsity is counted on them. Runs that are finished stay
+in ``results.json`` and are not run again. The seeds of a method run one after another on one
+compiled step: vmapped convolutions are several times slower on a CPU.
+"""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+import jaxprune
+from experiments import data, models, optimizers, plots, report, training
+from experiments.configs import common
+from jaxprune import distributions, trees
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("dense", {}),
+    "magnitude_attention": ("magnitude_attention", {}),
+    "magnitude_attention_strength_0": ("magnitude_attention", {"strength": 0.0}),
+    "magnitude_attention_backward_only": ("magnitude_attention", {"forward": False}),
+    "straight_through": ("straight_through", {}),
+    "straight_through_without_guard": ("straight_through", {"dead_units": "move"}),
+    "gradual_magnitude": ("gradual_magnitude", {}),
+    "random": ("static", {}),
+    "shuffled": ("static", {}),
+}
+"""What is compared, by name: a method and the values that differ from the common ones. ``random``
+draws masks of ERK densities; ``shuffled`` has as many weights in each layer as the final mask of
+magnitude attention of the same seed, elsewhere, and trains from scratch."""
+
+
+class Experiment:
+    """The data and the network of a recipe, ready to train one method after another."""
+
+    def __init__(self, config: Any) -> None:
+        """Load the data.
+
+        Args:
+          config: the recipe; its method and seed are replaced.
+        """
+        self.config = config
+        self.train = data.load(config.data, config.train_split)
+        self.test = data.load(config.data, config.test_split)
+        self.model = models.build(config.model, self.train.classes)
+
+    def recipe(self, method: str, sparsity: float) -> Any:
+        """The config of a method.
+
+        Args:
+          method: a key of `METHODS`.
+          sparsity: its target; 0 for ``dense``.
+
+        Returns:
+          A copy of the config with that method.
+        """
+        name, values = METHODS[method]
+        config: Any = ConfigDict(self.config.to_dict())
+        config.method = common.method(name, **values | ({"sparsity": sparsity} if sparsity else {}))
+        return config
+
+    def runs(
+        self, method: str, sparsity: float, seeds: Iterable[int], finished: Sequence[Mapping]
+    ) -> Iterable[dict[str, Any]]:
+        """Trains a method at one sparsity from several seeds, on one compiled step.
+
+        Args:
+          method: a key of `METHODS`.
+          sparsity: its target.
+          seeds: of initial weights, order of the data and random masks.
+          finished: results so far; ``shuffled`` finds its densities there.
+
+        Yields:
+          A row of results for each seed.
+        """
+        config = self.recipe(method, sparsity)
+        tx = optimizers.build(config)
+        if method == "shuffled":
+            params = training.create(self.model, tx, self.train, 0).params
+            whole = jaxprune.masks.nonzero(jax.tree.map(np.ones_like, params))
+            tx = jaxprune.static(optimizers.inner(config), masks=whole, where=config.where or None)
+        for seed in seeds:
+            config.seed, began = seed, time.perf_counter()
+            state = training.create(self.model, tx, self.train, seed)
+            if method == "random":
+                state = _with_random_masks(state, config)
+            elif method == "shuffled":
+                state = _with_shuffled_masks(state, _layers(finished, sparsity, seed), seed)
+            state, curve = self._trained(state, config)
+            result = training.result(state, self.test, config)
+            _check_count(result, sparsity)
+            yield result | {
+                "method": method,
+                "target": sparsity,
+                "seconds": round(time.perf_counter() - began, 2),
+                "curve": curve,
+            }
+
+    def _trained(
+        self, state: training.State, config: Any
+    ) -> tuple[training.State, list[dict[str, float]]]:
+        """The state after all updates; no device is waited for but where the curve is taken."""
+        curve, window = [], []
+        batches = data.batches(
+            self.train, config.batch_size, seed=config.seed, augment=config.augment
+        )
+        for step, batch in zip(range(1, config.steps + 1), batches, strict=False):
+            state, metrics = training.train_step(state, batch)
+            window.append(metrics)
+            if step % config.evaluate_every == 0 or step == config.steps:
+                curve.append(
+                    {
+                        "step": step,
+                        **training.mean(window),
+                        "sparsity": training.sparsity(state, config.method.name),
+                        "test_accuracy": training.accuracy(state, self.test),
+                    }
+                )
+                window = []
+        return state, curve
+
+
+def _with_random_masks(state: training.State, config: Any) -> training.State:
+    """Random masks of the run's own seed: the key is part of the state, so nothing recompiles."""
+    seeded: Any = ConfigDict(config.to_dict())
+    seeded.method.seed = config.seed
+    key = optax.tree.get(optimizers.build(seeded).init(state.params), "prune_key")
+    return state.replace(opt_state=optax.tree.set(state.opt_state, prune_key=key))
+
+
+def _with_shuffled_masks(
+    state: training.State, layers: Mapping[str, Sequence[int]], seed: int
+) -> training.State:
+    """Masks with given counts at random places; masks are part of the state as well."""
+    masks = jaxprune.get_masks(state.opt_state)
+    shares = {path: kept / total for path, (kept, total) in layers.items()}
+    density = trees.from_paths(masks, shares)
+    shuffled = jaxprune.masks.random(jax.random.key(seed), masks, density)
+    return state.replace(opt_state=optax.tree.set(state.opt_state, prune_mask=shuffled))
+
+
+def _layers(finished: Sequence[Mapping], sparsity: float, seed: int) -> Mapping[str, Sequence[int]]:
+    wanted = ("magnitude_attention", sparsity, seed)
+    for row in finished:
+        if (row["method"], row["target"], row["seed"]) == wanted:
+            return row["layers"]
+    raise ValueError(
+        f"`methods` must name magnitude_attention before shuffled, got no run of it at {sparsity} "
+        f"with seed {seed}: shuffled masks take its counts"
+    )
+
+
+def _check_count(result: Mapping[str, Any], sparsity: float) -> None:
+    expected = distributions.exact_count(result["total"], sparsity)
+    if result["kept"] != expected:
+        came = f"{result['kept']} of {result['total']}"
+        raise ValueError(f"`params` must keep {expected} weights at {sparsity}, got {came}")
+
+
+def compare(
+    config: Any,
+    workdir: pathlib.Path,
+    *,
+    methods: Sequence[str],
+    sparsities: Sequence[float],
+    seeds: int,
+) -> list[dict[str, Any]]:
+    """Runs what is not yet in the work directory's results; writes the table and the plot.
+
+    Args:
+      config: the recipe.
+      workdir: gets ``results.json``, ``results.md``, ``results.png`` and ``accuracy.png``.
+      methods: keys of `METHODS`.
+      sparsities: targets; ``dense`` runs once.
+      seeds: number of seeds, counted from 0.
+
+    Returns:
+      One row a run, also what is in ``results.json``.
+
+    Raises:
+      ValueError: if a method is unknown, the work directory holds results of another recipe, or a
+        run does not end exactly at its sparsity.
+
+    References:
+      original.
+    """
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise ValueError(f"`methods` must be among {', '.join(METHODS)}, got {unknown}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    _same_recipe(workdir / "recipe.json", config)
+    results = workdir / "results.json"
+    rows = json.loads(results.read_text()) if results.exists() else []
+    done = {(row["method"], row["target"], row["seed"]) for row in rows}
+    planned = [
+        (method, sparsity, [s for s in range(seeds) if (method, sparsity, s) not in done])
+        for method in methods
+        for sparsity in ((0.0,) if method == "dense" else sparsities)
+    ]
+    experiment = Experiment(config)
+    with tqdm(total=sum(len(missing) for *_, missing in planned), unit="run") as bar:
+        for method, sparsity, missing in planned:
+            bar.set_description(f"{method} {sparsity:g}")
+            for row in experiment.runs(method, sparsity, missing, rows) if missing else ():
+                rows.append(row)
+                _write(results, json.dumps(rows, indent=1) + "\n")
+                bar.set_postfix_str(f"last accuracy {row['accuracy']:.3f}")
+                bar.update()
+    _write(workdir / "results.md", report.table(rows) + "\n\n" + "\n".join(report.findings(rows)))
+    plots.accuracy_of_methods(workdir / "results.png", rows)
+    hardest = max((row["target"] for row in rows), default=0.0)
+    first = [row for row in rows if row["seed"] == 0 and row["target"] in (0.0, hardest)]
+    plots.accuracy_over_steps(workdir / "accuracy.png", {r["method"]: r["curve"] for r in first})
+    return rows
+
+
+def _same_recipe(path: pathlib.Path, config: Any) -> None:
+    recipe = json.loads(config.to_json())
+    for name in ("method", "seed", "log_every", "checkpoint_every", "tensorboard"):
+        del recipe[name]
+    del recipe["data"]["data_dir"]
+    if path.exists() and json.loads(path.read_text()) != recipe:
+        raise ValueError(
+            f"`workdir` must hold results of this recipe, got another in {path}: choose a new one"
+        )
+    _write(path, json.dumps(recipe, indent=1) + "\n")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """All or nothing, whenever the process is killed."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def main(argv: list[str]) -> None:
+    """Run the comparison of the command line."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    workdir = pathlib.Path(flags.FLAGS.workdir)
+    sparsities = [float(sparsity) for sparsity in flags.FLAGS.sparsities]
+    rows = compare(
+        flags.FLAGS.config,
+        workdir,
+        methods=flags.FLAGS.methods,
+        sparsities=sparsities,
+        seeds=flags.FLAGS.seeds,
+    )
+    print(report.table(rows), *report.findings(rows), f"Pictures and results: {workdir}", sep="\n")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where results go.")
+    flags.DEFINE_list("methods", list(METHODS), "What to compare.")
+    flags.DEFINE_list("sparsities", ["0.9"], "Target sparsities.")
+    flags.DEFINE_integer("seeds", 5, "Number of seeds.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,16 @@
+"""Small ResNet on 16x16 glyphs, trained densely.
+
+Paper: no pruning: what the others are compared with.
+Command: python -m experiments.train --workdir runs/glyph_resnet_glyphs_dense
+    --config experiments/configs/glyph_resnet_glyphs_dense.py
+Hardware and time: GLYTIME
+Expect: EXPECT
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config() -> ConfigDict:
+    return common.glyphs_resnet("dense")

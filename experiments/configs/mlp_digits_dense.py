@@ -1,0 +1,16 @@
+"""MLP on the 8x8 digits of scikit-learn, trained densely.
+
+Paper: no pruning: what the others are compared with.
+Command: python -m experiments.train --workdir runs/mlp_digits_dense
+    --config experiments/configs/mlp_digits_dense.py
+Hardware and time: DIGTIME
+Expect: EXPECT
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config() -> ConfigDict:
+    return common.digits_mlp("dense")

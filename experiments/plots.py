@@ -1,0 +1,185 @@
+"""Pictures, as PNG files."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import jaxprune
+from experiments import logs
+from jaxprune import trees
+
+
+def first_mask(opt_state: Any, method: str) -> np.ndarray | None:
+    """The mask of the first pruned layer as a matrix, or None for a dense run.
+
+    Args:
+      opt_state: the optimizer state.
+      method: name of the method.
+
+    Returns:
+      bool ``[inputs, outputs]``, positions of a filter among the inputs.
+
+    References:
+      original.
+    """
+    if method == "dense":
+        return None
+    masks = trees.by_path(jaxprune.get_masks(opt_state))
+    first = min(masks, key=lambda path: ("stem" not in path, "classifier" in path, path))
+    mask = np.asarray(jax.device_get(masks[first]))
+    return mask.reshape(-1, mask.shape[-1])
+
+
+def of_run(
+    workdir: pathlib.Path, result: Mapping[str, Any], before: Any, after: Any
+) -> list[pathlib.Path]:
+    """Draws a finished run: accuracy over steps, density per layer, the first layer's mask.
+
+    Args:
+      workdir: holds ``metrics.jsonl``; the pictures go there.
+      result: what `training.result` measured.
+      before: mask of the first layer before training, or None.
+      after: and after.
+
+    Returns:
+      The files.
+
+    References:
+      original.
+    """
+    rows = {result["method"]: logs.read(workdir / "metrics.jsonl")}
+    files = [accuracy_over_steps(workdir / "accuracy.png", rows)]
+    files.append(density_per_layer(workdir / "density.png", result["layers"]))
+    if after is not None:
+        files.append(mask_before_and_after(workdir / "first_mask.png", before, after))
+    return files
+
+
+def accuracy_over_steps(
+    path: pathlib.Path, runs: Mapping[str, Sequence[Mapping[str, float]]]
+) -> pathlib.Path:
+    """Accuracy on training batches and on the test images, and sparsity, over the updates.
+
+    Args:
+      path: the file.
+      runs: rows of metrics by name.
+
+    Returns:
+      The file.
+
+    References:
+      original.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for index, (name, rows) in enumerate(runs.items()):
+        color = f"C{index}"
+        _line(upper, rows, "accuracy", color=color, alpha=0.35, linewidth=1)
+        _line(upper, rows, "test_accuracy", color=color, marker="o", markersize=3, label=name)
+        _line(lower, rows, "sparsity", color=color)
+    upper.set_ylabel("accuracy\n(pale: training batches)")
+    upper.legend()
+    lower.set(ylabel="sparsity", xlabel="updates", ylim=(-0.05, 1.05))
+    return _save(figure, path)
+
+
+def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **style: Any) -> None:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def density_per_layer(path: pathlib.Path, layers: Mapping[str, Sequence[int]]) -> pathlib.Path:
+    """Share of the weights kept in each layer.
+
+    Args:
+      path: the file.
+      layers: ``{path: (kept, total)}``.
+
+    Returns:
+      The file.
+
+    References:
+      original.
+    """
+    figure = Figure(figsize=(7, 1.5 + 0.3 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    shares = [kept / total for kept, total in layers.values()]
+    bars = axes.barh(list(layers), shares)
+    told = [f"{kept:,} of {total:,}" for kept, total in layers.values()]
+    axes.bar_label(bars, told, padding=3)
+    axes.invert_yaxis()
+    axes.set(xlabel="density", xlim=(0, 1.3 * max(shares)))
+    return _save(figure, path)
+
+
+def mask_before_and_after(
+    path: pathlib.Path, before: np.ndarray, after: np.ndarray
+) -> pathlib.Path:
+    """The mask of one layer before and after training; kept weights are dark.
+
+    Args:
+      path: the file.
+      before: bool ``[inputs, outputs]``.
+      after: the same.
+
+    Returns:
+      The file.
+
+    References:
+      original.
+    """
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    for axes, mask, when in zip(
+        figure.subplots(1, 2), (before, after), ("before", "after"), strict=True
+    ):
+        axes.imshow(mask, cmap="Greys", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.set(title=f"{when}: {mask.mean():.1%} kept", xlabel="outputs", ylabel="inputs")
+    return _save(figure, path)
+
+
+def accuracy_of_methods(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+    """Final accuracy of every run: a dot a seed, a bar the mean and standard deviation.
+
+    Args:
+      path: the file.
+      rows: one a run: ``method``, ``target`` (its sparsity), ``accuracy``.
+
+    Returns:
+      The file.
+
+    References:
+      original.
+    """
+    targets = sorted({row["target"] for row in rows if row["target"]})
+    names = list(dict.fromkeys(row["method"] for row in rows if row["target"]))
+    dense = [row["accuracy"] for row in rows if not row["target"]]
+    size = (2.5 + 3 * len(targets), 1.2 + 0.35 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, max(len(targets), 1), sharey=True, squeeze=False)[0]
+    for axes, target in zip(panels, targets, strict=False):
+        for index, name in enumerate(names):
+            found = [r["accuracy"] for r in rows if (r["method"], r["target"]) == (name, target)]
+            color = f"C{index}"
+            axes.plot(found, [index] * len(found), "o", color=color, alpha=0.4, markersize=4)
+            if found:
+                spread = float(np.std(found, ddof=min(1, len(found) - 1)))
+                axes.errorbar(np.mean(found), index, xerr=spread, fmt="|", color=color, capsize=4)
+        if dense:
+            axes.axvline(float(np.mean(dense)), color="black", linestyle="--", label="dense")
+            axes.legend(fontsize="small")
+        axes.set(title=f"{target:.0%} sparse", xlabel="final test accuracy")
+        axes.margins(x=0.1)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,123 @@
+"""What the numbers of a comparison say: a table, and differences no larger than they are."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+
+def _of(rows: Sequence[Row], method: str, target: float) -> dict[int, float]:
+    """Final accuracy in percent by seed."""
+    return {
+        row["seed"]: 100 * row["accuracy"]
+        for row in rows
+        if (row["method"], row["target"]) == (method, target)
+    }
+
+
+def _cell(accuracies: Sequence[float]) -> str:
+    if not accuracies:
+        return "-"
+    spread = f" ± {np.std(accuracies, ddof=1):.1f}" if len(accuracies) > 1 else ""
+    return f"{np.mean(accuracies):.1f}{spread}"
+
+
+def _targets(rows: Sequence[Row]) -> list[float]:
+    return sorted({row["target"] for row in rows if row["target"]})
+
+
+def _methods(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows if row["target"]))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Mean and standard deviation over seeds of the final test accuracy, in percent.
+
+    Args:
+      rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``.
+
+    Returns:
+      A table in Markdown: a row a method, a column a sparsity.
+
+    Examples:
+      >>> from experiments import report
+      >>> run = {"method": "random", "target": 0.9, "kept": 1, "total": 10}
+      >>> rows = [run | {"seed": seed, "accuracy": 0.5 + seed / 10} for seed in (0, 1)]
+      >>> print(report.table(rows))
+      | final test accuracy, % | 90 % sparse | runs |
+      |---|---|---|
+      | random | 55.0 ± 7.1 | 2 |
+
+    References:
+      original.
+    """
+    targets = _targets(rows)
+    heads = [
+        "final test accuracy, %",
+        *(f"{100 * target:g} % sparse" for target in targets),
+        "runs",
+    ]
+    lines = [heads]
+    dense = list(_of(rows, "dense", 0.0).values())
+    if dense:
+        lines.append(["dense", *[_cell(dense)] * len(targets), str(len(dense))])
+    for method in _methods(rows):
+        found = [list(_of(rows, method, target).values()) for target in targets]
+        runs = sorted({len(accuracies) for accuracies in found})
+        told = " to ".join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))
+        lines.append([method, *map(_cell, found), told])
+    written = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([written[0], "|---" * len(heads) + "|", *written[1:]])
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """Paired differences between methods, and which of them the seeds can tell from nothing.
+
+    Seeds share initial weights and the order of the data, so differences are taken seed by seed. A
+    difference smaller than twice its standard error is called what it is.
+
+    Args:
+      rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``.
+
+    Returns:
+      Sentences, one a pair of methods and sparsity, for pairs with magnitude attention; of the
+      other methods when it is not there.
+
+    Examples:
+      >>> from experiments import report
+      >>> accuracies = {"magnitude_attention": (0.9, 0.9, 0.91), "random": (0.8, 0.81, 0.8)}
+      >>> rows = [
+      ...     {"method": method, "target": 0.9, "seed": seed, "accuracy": accuracy}
+      ...     for method, values in accuracies.items()
+      ...     for seed, accuracy in enumerate(values)
+      ... ]
+      >>> for sentence in report.findings(rows):
+      ...     print(sentence)
+      90 %: magnitude_attention - random = +10.0 ± 0.6 points over 3 seeds: ahead
+
+    References:
+      original.
+    """
+    names = _methods(rows)
+    if "magnitude_attention" in names:
+        pairs = [("magnitude_attention", name) for name in names if name != "magnitude_attention"]
+    else:
+        pairs = list(itertools.combinations(names, 2))
+    found = [_difference(rows, *pair, target) for target in _targets(rows) for pair in pairs]
+    return [sentence for sentence in found if sentence]
+
+
+def _difference(rows: Sequence[Row], one: str, other: str, target: float) -> str:
+    a, b = _of(rows, one, target), _of(rows, other, target)
+    gaps = [a[seed] - b[seed] for seed in a if seed in b]
+    if len(gaps) < 2:
+        return ""
+    mean, error = float(np.mean(gaps)), float(np.std(gaps, ddof=1) / np.sqrt(len(gaps)))
+    verdict = "not told apart"
+    if abs(mean) > 2 * error:
+        verdict = "ahead" if mean > 0 else "behind"
+    told = f"{mean:+.1f} ± {error:.1f} points over {len(gaps)} seeds"
+    return f"{100 * target:g} %: {one} - {other} = {told}: {verdict}"

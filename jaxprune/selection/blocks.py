@@ -1,0 +1,265 @@
+"""Leaves as flat arrays of whole blocks, read in place, and their rests, copied into one matrix.
+
+The forms here are those that XLA:CPU turns into loops as fast as the memory: a sum of bytes over
+the middle axis of (n, 32, 32). Sums over longer axes it rewrites into trees, with large buffers.
+
+XLA:CPU compiles equal kernels once. So kernels of leaves of one size are made equal: what differs
+between leaves (a threshold, a number) comes in as an operand, never as a constant (`_scalars`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.selection.keys import NAN, OUTSIDE, Order, Ranked, bits_of, codes_of
+from jaxprune.selection.limits import varying_like
+
+BLOCK = 1024
+"""Entries in a block."""
+
+_COLUMNS = 32
+
+
+class Blocks(NamedTuple):
+    """The leaves, cut.
+
+    Attributes:
+      leaves: the leaves as flat arrays.
+      mains: their whole blocks, as flat arrays; None where there is none.
+      rests: codes of what is left of the leaves named in `with_rest`, padded with 0, `[R, BLOCK]`.
+      with_rest: the numbers of the leaves that are no multiple of a block.
+      order: the order of the scores.
+    """
+
+    leaves: list[Ranked]
+    mains: list[Ranked | None]
+    rests: jax.Array
+    with_rest: list[int]
+    order: Order
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Blocks in each leaf, the rest counted as one."""
+        return np.asarray([-(-leaf.values.size // BLOCK) for leaf in self.leaves])
+
+    @property
+    def leaf_of_block(self) -> np.ndarray:
+        """The number of the leaf each block belongs to."""
+        return np.repeat(np.arange(len(self.leaves)), self.lengths)
+
+
+def split(leaves: Sequence[Ranked], order: Order) -> Blocks:
+    """Cuts leaves into blocks."""
+    flat = [_each(leaf, lambda x: x.reshape(-1)) for leaf in leaves]
+    mains, rests, with_rest = [], [], []
+    for i, leaf in enumerate(flat):
+        size = leaf.values.size
+        main = size // BLOCK * BLOCK
+        mains.append(_part(leaf, 0, main) if main else None)
+        if main < size:
+            codes = codes_of(_part(leaf, main, size), order)
+            rests.append(jnp.pad(codes, (0, BLOCK - codes.size)))
+            with_rest.append(i)
+    empty = jnp.zeros((0, BLOCK), order.unsigned)
+    rest = lax.optimization_barrier(jnp.stack(rests)) if rests else empty
+    return Blocks(flat, mains, rest, with_rest, order)
+
+
+def _each(leaf: Ranked, change: Callable[[jax.Array], jax.Array]) -> Ranked:
+    candidates = None if leaf.candidates is None else change(leaf.candidates)
+    return Ranked(change(leaf.values), leaf.magnitude, candidates)
+
+
+def _part(leaf: Ranked, start: int, stop: int) -> Ranked:
+    if (start, stop) == (0, leaf.values.size):
+        return leaf
+    return _each(leaf, lambda x: lax.slice(x, (start,), (stop,)))
+
+
+def _keys(leaf: Ranked, order: Order) -> jax.Array:
+    """The scores in few integer operations: in the order of codes, but NaN wrapped to below.
+
+    Only comparisons with `_keys_of` mean something.
+    """
+    unsigned, bits = order.unsigned.type, bits_of(leaf, order)
+    if leaf.magnitude:
+        return (bits << unsigned(1)) + unsigned(2**order.width - 2 * (order.infinity + 1))
+    sign = unsigned(1 << (order.width - 1))
+    value = jnp.where(bits >= sign, sign - bits, bits)
+    return value + unsigned(2**order.width - (order.infinity + 1))
+
+
+def _keys_of(codes: jax.Array, leaves: Sequence[Ranked], order: Order) -> jax.Array:
+    """For a code in each leaf the key such that ``key > keys_of(code)`` is ``code' > code``."""
+    unsigned, below_zero = order.unsigned.type, order.unsigned.type(order.infinity + 1)
+    signed = codes + unsigned(2**order.width - 2 * order.infinity - 3)
+    nan = _key_of_nan(True, order)
+    doubled = ((jnp.maximum(codes, below_zero) - below_zero) << unsigned(1)) + nan
+    doubled = jnp.where(codes == unsigned(OUTSIDE), nan - unsigned(2), doubled)
+    return jnp.where(np.asarray([leaf.magnitude for leaf in leaves]), doubled, signed)
+
+
+def _key_of_nan(magnitude: bool, order: Order) -> np.unsignedinteger:
+    """The highest key that a NaN can have."""
+    nans = 2 * order.infinity + (4 if magnitude else 3 - NAN)
+    return order.unsigned.type(2**order.width - nans)
+
+
+def _numbers(number: int) -> list[jax.Array]:
+    """The numbers of the leaves, as operands where it stands in the body of a loop."""
+    return lax.optimization_barrier([jnp.int32(i) for i in range(number)])
+
+
+def _at(vector: jax.Array, number: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(vector, number, keepdims=False)
+
+
+def _scalars(vector: jax.Array) -> list[jax.Array]:
+    """The entries of a vector as operands, which only what comes out of a loop is."""
+
+    def one_turn(state: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, list[jax.Array]]:
+        return state[0] & False, [_at(vector, number) for number in _numbers(vector.size)]
+
+    # Always true, but XLA must not know it.
+    once = jnp.any(vector == vector[0])
+    zeros = [varying_like(jnp.zeros((), vector.dtype), vector)] * vector.size
+    return lax.while_loop(lambda state: state[0], one_turn, (once, zeros))[1]
+
+
+def per_leaf(blocks: Blocks, per_block: jax.Array) -> jax.Array:
+    """Sums over the blocks of each leaf, `[B] -> [L]`."""
+    ends = np.cumsum(blocks.lengths)
+    running = jnp.pad(jnp.cumsum(per_block, dtype=per_block.dtype), (1, 0))
+    return running[ends] - running[ends - blocks.lengths]
+
+
+def candidates(blocks: Blocks) -> jax.Array:
+    """How many candidates each block has, `[B]`."""
+
+    def columns(leaf: Ranked) -> jax.Array:
+        if leaf.candidates is None:
+            return jnp.full((leaf.values.size // BLOCK, _COLUMNS), BLOCK // _COLUMNS, jnp.int8)
+        return _columns(leaf.candidates)
+
+    rests = jnp.sum(blocks.rests > blocks.order.unsigned.type(OUTSIDE), axis=1, dtype=jnp.uint32)
+    return _joined(blocks, [columns(leaf) for leaf in blocks.mains if leaf is not None], rests)
+
+
+def count_above(blocks: Blocks, codes: jax.Array, read: jax.Array) -> jax.Array:
+    """How many scores of each block lie above the code of its leaf; 0 in leaves that are not read.
+
+    Args:
+      blocks: the leaves.
+      codes: one a leaf, at least 1, `[L]`.
+      read: which leaves to read, `[L]`.
+
+    Returns:
+      `uint32[B]`, leaf after leaf.
+    """
+    keys = _keys_of(codes, blocks.leaves, blocks.order)
+    columns = [
+        _columns_above(leaf, keys, number, read, blocks.order)
+        for leaf, number in zip(blocks.mains, _numbers(len(blocks.mains)), strict=True)
+        if leaf is not None
+    ]
+    numbers = np.asarray(blocks.with_rest, int)
+    rests = jnp.sum(blocks.rests > codes[numbers][:, None], axis=1, dtype=jnp.uint32)
+    return _joined(blocks, columns, jnp.where(read[numbers], rests, jnp.uint32(0)))
+
+
+def _columns(hits: jax.Array) -> jax.Array:
+    rows = hits.astype(jnp.int8).reshape(-1, BLOCK // _COLUMNS, _COLUMNS)
+    return lax.reduce(rows, np.int8(0), lax.add, (1,))
+
+
+def _columns_above(
+    leaf: Ranked, keys: jax.Array, number: jax.Array, read: jax.Array, order: Order
+) -> jax.Array:
+    def count() -> jax.Array:
+        # The barrier keeps XLA from computing all keys once, outside the loop, and storing them.
+        values, chosen, limits = lax.optimization_barrier((leaf.values, leaf.candidates, keys))
+        hits = _keys(Ranked(values, leaf.magnitude), order) > _at(limits, number)
+        return _columns(hits if chosen is None else hits & chosen)
+
+    zeros = jnp.zeros((leaf.values.size // BLOCK, _COLUMNS), jnp.int8)
+    zeros = varying_like(zeros, (leaf, keys, read))
+    return lax.cond(_at(read, number), count, lambda: zeros)
+
+
+def _joined(blocks: Blocks, columns: list[jax.Array], rests: jax.Array) -> jax.Array:
+    """Sums of blocks, leaf after leaf, from those of the whole blocks and those of the rests."""
+    # The barrier keeps XLA from joining within the kernels that count: seven times slower.
+    joined = lax.optimization_barrier([*columns, rests])
+    rests = joined.pop()
+    if not joined:
+        return rests
+    whole = jnp.sum(jnp.concatenate(joined), axis=1, dtype=jnp.uint32)
+    if not blocks.with_rest:
+        return whole
+    owners = [
+        i
+        for i, x in enumerate(blocks.mains)
+        if x is not None
+        for _ in range(x.values.size // BLOCK)
+    ]
+    place = np.argsort(np.asarray(owners + blocks.with_rest), kind="stable")
+    return jnp.concatenate([whole, rests])[place]
+
+
+def index_behind_tie(
+    blocks: Blocks, tied: jax.Array, cuts: jax.Array, share: jax.Array, inside: jax.Array
+) -> jax.Array:
+    """The index behind the share-th tie of each leaf that is cut inside: its block, then its place.
+
+    Args:
+      blocks: the leaves.
+      tied: how many entries of each block are at the cut, `[B]`.
+      cuts: the code at which each leaf is cut, `[L]`.
+      share: how many of its entries with that code a leaf keeps, `[L]`.
+      inside: whether that is neither none nor all of them; other leaves are not searched, `[L]`.
+
+    Returns:
+      `uint32[L]`.
+    """
+    first = jnp.asarray(np.cumsum(blocks.lengths) - blocks.lengths, jnp.uint32)
+    running = jnp.pad(jnp.cumsum(tied, dtype=jnp.uint32), (1, 0))
+    goals = running[first] + share
+    found = jnp.searchsorted(running[1:], goals).astype(jnp.uint32)
+    found = jnp.where(inside, found, first)
+    starts = (found - first) * np.uint32(BLOCK)
+    # A window at the end of a leaf begins in the block before.
+    last = [max(leaf.values.size - BLOCK, 0) for leaf in blocks.leaves]
+    begins = jnp.minimum(starts, jnp.asarray(last, jnp.uint32))
+    windows = [
+        _window(leaf, begin, blocks.order)
+        for leaf, begin in zip(blocks.leaves, _scalars(begins), strict=True)
+    ]
+    ties = jnp.stack(lax.optimization_barrier(windows)) == cuts[:, None]
+    ties &= lax.broadcasted_iota(jnp.uint32, ties.shape, 1) >= (starts - begins)[:, None]
+    places = jnp.cumsum(ties, axis=1, dtype=jnp.uint32)
+    left = goals - running[found]
+    return begins + jnp.sum(places < left[:, None], axis=1, dtype=jnp.uint32) + np.uint32(1)
+
+
+def _window(leaf: Ranked, begin: jax.Array, order: Order) -> jax.Array:
+    """The codes of one block of a leaf from an index on."""
+    width = min(BLOCK, leaf.values.size)
+    part = _each(leaf, lambda x: lax.dynamic_slice(x, (begin,), (width,)))
+    return jnp.pad(codes_of(part, order), (0, BLOCK - width))
+
+
+def written(blocks: Blocks, cuts: jax.Array, limits: jax.Array) -> list[jax.Array]:
+    """The flat masks of what lies above the cuts, and of what lies at them below an index."""
+    keys = _keys_of(cuts, blocks.leaves, blocks.order)
+    masks = []
+    for leaf, key, limit in zip(blocks.leaves, _scalars(keys), _scalars(limits), strict=True):
+        nan = _key_of_nan(leaf.magnitude, blocks.order)
+        mine = jnp.maximum(_keys(leaf, blocks.order), nan)
+        index = lax.iota(jnp.uint32, leaf.values.size)
+        mask = (mine > key) | ((mine == key) & (index < limit))
+        masks.append(mask if leaf.candidates is None else mask & leaf.candidates)
+    return masks

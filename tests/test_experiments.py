@@ -1,0 +1,460 @@
+"""The experiments: models, configurations, one loop that survives a kill, comparisons, the demo."""
+
+import doctest
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+import pytest
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+import experiments
+import jaxprune
+from experiments import (
+    checkpoints,
+    compare,
+    data,
+    demo,
+    evaluate,
+    logs,
+    models,
+    models_equinox,
+    models_nnx,
+    optimizers,
+    plots,
+    report,
+    train,
+    training,
+)
+from experiments.configs import common
+from jaxprune import trees
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[!_]*_*_*.py"))
+MLP_CONFIG = ROOT / "experiments" / "configs" / "mlp_digits_magnitude_attention.py"
+MODULES = [
+    f"experiments.{info.name}"
+    for info in pkgutil.iter_modules(experiments.__path__)
+    if info.name not in ("bench", "compat", "configs")
+]
+
+# The recipes are user code, under JAX's own rules; orbax and Flax do not keep the strict ones.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def tiny(data_dir, name="magnitude_attention", **values) -> Any:
+    config: Any = common.digits_mlp(name, **values)
+    config.data.data_dir, config.test_split = data_dir, "test[:100]"
+    config.model.widths, config.steps, config.batch_size = (10,), 40, 16
+    config.log_every = config.checkpoint_every = config.evaluate_every = 10
+    return config
+
+
+# ---------------------------------------------------------------------------------------- models
+
+
+def shapes(model, size, channels):
+    images = jax.ShapeDtypeStruct((2, size, size, channels), np.float32)
+
+    def called(key, images):
+        variables = model.init(key, images, train=False)
+        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return variables["params"], logits
+
+    params, logits = jax.eval_shape(called, jax.random.key(0), images)
+    return trees.by_path(params), logits.shape
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "expected"),
+    [  # the counts of the CIFAR networks are those of their papers: 0.27, 0.46, 0.85, 1.5 M
+        ({"name": "resnet", "depth": 20}, 3, 269_722),
+        ({"name": "resnet", "depth": 32}, 3, 464_154),
+        ({"name": "resnet", "depth": 56}, 3, 853_018),
+        ({"name": "wide_resnet", "depth": 28, "widen": 2}, 3, 1_467_610),
+        ({"name": "cnn"}, 3, 24_346),
+        ({"name": "mlp", "widths": [60, 30]}, 1, 63_640),
+    ],
+)
+def test_networks_have_the_parameters_they_should(config, channels, expected):
+    params, logits = shapes(models.build(config, classes=10), 32, channels)
+    assert logits == (2, 10)
+    assert sum(leaf.size for leaf in params.values()) == expected
+
+
+def test_the_glyph_network_has_64k_prunable_weights_and_an_unpruned_classifier():
+    params, logits = shapes(models.build({"name": "glyph_resnet"}, classes=62), 16, 1)
+    pruned = trees.prunable(params, "conv")
+    assert logits == (2, 62) and not any("classifier" in path for path in pruned)
+    assert sum(params[path].size for path in pruned) == 63_616
+
+
+def test_the_three_mlps_are_one_network():
+    linen, _ = shapes(models.MLP(classes=10), 8, 1)
+    other = nnx.eval_shape(lambda: models_nnx.MLP(64, 10, rngs=nnx.Rngs(0)))
+    equinox = eqx.filter_eval_shape(models_equinox.MLP, 64, 10, key=jax.random.key(0))
+    sizes = sorted(leaf.size for leaf in linen.values())
+    assert sorted(leaf.size for leaf in jax.tree.leaves(nnx.state(other, nnx.Param))) == sizes
+    assert sorted(leaf.size for leaf in jax.tree.leaves(equinox)) == sizes
+    images = jax.ShapeDtypeStruct((3, 8, 8), np.float32)
+    assert nnx.eval_shape(lambda model, x: model(x), other, images).shape == (3, 10)
+    assert eqx.filter_eval_shape(eqx.filter_vmap(equinox), images).shape == (3, 10)
+
+
+# --------------------------------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_says_what_it_is_and_builds(path):
+    module = importlib.import_module(f"experiments.configs.{path.stem}")
+    assert module.__doc__ is not None
+    for part in ("Paper:", "Command:", "Hardware and time:", "Expect:", path.name):
+        assert part in module.__doc__
+    config = module.get_config()
+    classes = {"digits": 10, "cifar10": 10, "glyphs": 62}[config.data.name]
+    size, channels = {"digits": (8, 1), "cifar10": (32, 3), "glyphs": (16, 1)}[config.data.name]
+    params, _ = shapes(models.build(config.model, classes), size, channels)
+    state = jax.eval_shape(optimizers.build(config).init, params)
+    if config.method.name == "dense":
+        assert path.stem.endswith("dense")
+    else:
+        assert path.stem.endswith(jaxprune.describe(state)["method"])
+        assert jaxprune.describe(state)["sparsity"] == config.method.sparsity
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Parses a command line; ml_collections looks for its overrides in `sys.argv` itself."""
+
+    def parse(*arguments):
+        command = ["program", f"--config={MLP_CONFIG}", *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+        values(command)
+        return values.config
+
+    return parse
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections
+def test_the_command_line_changes_values_and_refuses_unknown_keys_and_other_types(parsed):
+    assert parsed("--config.method.ramp=(0.1,0.5)").method.ramp == (0.1, 0.5)
+    with pytest.raises((AttributeError, flags.Error), match="sparsty"):
+        parsed("--config.method.sparsty=0.5")
+    with pytest.raises(flags.IllegalFlagValueError, match="steps"):
+        parsed("--config.steps=many")
+
+
+def test_a_method_refuses_values_it_does_not_have():
+    with pytest.raises(KeyError, match="strength"):
+        common.method("gradual_magnitude", strength=1.0)
+    with pytest.raises(ValueError, match=r"`name` must be one of dense, .*, got 'rigle'"):
+        common.method("rigle")
+
+
+def test_shares_of_the_training_become_updates():
+    found = optimizers.in_updates(common.method("magnitude_attention"), 1280)
+    assert found["ramp"] == (0, 960) and found["exploit_at"] == 1067
+
+
+def test_the_learning_rate_warms_up_and_drops_where_the_recipe_says():
+    config = common.cifar_resnet(20, "dense")
+    rate, epoch = optimizers.learning_rate(config.optimizer, config.steps), 390
+    found = [float(rate(epoch * e)) for e in (0, 5, 149, 150, 224, 225)]
+    np.testing.assert_allclose(found, [0.1, 0.2, 0.2, 0.02, 0.02, 0.002], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------- train
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A run of 40 updates and what it returned."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return workdir, train.train(tiny(data_dir), workdir)
+
+
+def test_a_run_ends_exactly_sparse_with_metrics_and_pictures(finished):
+    workdir, result = finished
+    assert (result["kept"], result["total"], result["sparsity"]) == (74, 740, 0.9)
+    rows = rows_of(workdir)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert rows[-1]["sparsity"] == pytest.approx(0.9) and rows[-1]["test_accuracy"] > 0.15
+    assert json.loads((workdir / "result.json").read_text()) == result
+    names = ["accuracy.png", "density.png", "first_mask.png"]
+    assert sorted(path.name for path in workdir.glob("*.png")) == names
+    assert all((workdir / name).read_bytes()[:4] == b"\x89PNG" for name in names)
+
+
+def test_a_finished_run_is_measured_again_and_not_trained(finished, data_dir, monkeypatch):
+    workdir, result = finished
+    monkeypatch.setattr(training, "train_step", None)
+    assert train.train(tiny(data_dir), workdir) == result
+    assert evaluate.evaluate(workdir) == result
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"method.sparsity": 0.8}, "sparsity"),
+        ({"method.every": 8}, "every"),
+        ({"optimizer.learning_rate": 0.2}, "optimizer.learning_rate 0.1 there, 0.2 here"),
+        ({"seed": 1}, "seed 0 there, 1 here"),
+    ],
+)
+def test_going_on_with_other_rules_is_an_error(finished, data_dir, change, named):
+    config = tiny(data_dir)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=named):
+        train.train(config, finished[0])
+
+
+def test_a_dense_run_is_no_start_for_a_pruned_one(finished, data_dir):
+    with pytest.raises(ValueError, match=r"method\.name 'magnitude_attention' there, 'dense' here"):
+        train.train(tiny(data_dir, "dense"), finished[0])
+
+
+def test_checkpoints_fall_on_rows_of_metrics(data_dir, tmp_path):
+    config = tiny(data_dir)
+    config.checkpoint_every = 15
+    with pytest.raises(ValueError, match="`checkpoint_every` must be a multiple of log_every, 10"):
+        train.train(config, tmp_path)
+
+
+# The same command line, in a process that kills itself in the middle of its 26th update.
+KILLED = """
+import os, runpy, signal, sys
+from experiments import training
+
+train_step = training.train_step
+
+def last_step(state, batch):
+    if int(state.step) == 25:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_step(state, batch)
+
+training.train_step = last_step
+runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def overrides(data_dir):
+    """What makes the recipe of the digits the `tiny` one."""
+    return {
+        "data.data_dir": data_dir,
+        "test_split": "test[:100]",
+        "model.widths": "(10,)",
+        "steps": 40,
+        "batch_size": 16,
+        "log_every": 10,
+        "evaluate_every": 10,
+        "checkpoint_every": 10,
+    }
+
+
+def state_of(workdir, config):
+    test = data.load(config.data, config.test_split)
+    model, tx = models.build(config.model, test.classes), optimizers.build(config)
+    with checkpoints.manager(workdir) as manager:
+        assert manager.latest_step() == config.steps
+        return checkpoints.restore(manager, training.create(model, tx, test, 0), config)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(finished, data_dir, tmp_path):
+    values = [f"--config.{key}={value}" for key, value in overrides(data_dir).items()]
+    command = [sys.executable, "-c", KILLED, f"--config={MLP_CONFIG}", f"--workdir={tmp_path}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [*command, *values], cwd=ROOT, env=environment, capture_output=True, check=False
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr[-2000:]
+    assert [row["step"] for row in rows_of(tmp_path)] == [10, 20]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "lo')  # as a kill in the middle of a row leaves it
+
+    whole, result = finished
+    config = tiny(data_dir)
+    assert train.train(config, tmp_path) == result
+    assert rows_of(tmp_path) == rows_of(whole)
+    expected, found = jax.tree.leaves(state_of(whole, config)), state_of(tmp_path, config)
+    assert len(expected) > 10
+    for one, other in zip(expected, jax.tree.leaves(found), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def test_rows_behind_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = logs.Log(path, after=0)
+    for step in (1, 2, 3):
+        log.write(step, loss=float(step))
+    log.close()
+    logs.Log(path, after=2).close()
+    assert logs.read(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+
+
+def test_tensorboard_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ModuleNotFoundError) as raised:
+        logs.Log(tmp_path / "metrics.jsonl", after=0, tensorboard=True)
+    assert any("jaxprune[tensorboard]" in note for note in raised.value.__notes__)
+
+
+# -------------------------------------------------------------------------------------- compare
+
+
+@pytest.fixture(scope="module")
+def comparison(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("comparison")
+    methods = ["dense", "magnitude_attention", "shuffled"]  # each compiles once
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        rows = compare.compare(
+            tiny(data_dir, "dense"), workdir, methods=methods, sparsities=[0.8], seeds=2
+        )
+    return workdir, methods, rows
+
+
+def test_a_comparison_measures_each_method_at_its_sparsity(comparison):
+    workdir, methods, rows = comparison
+    assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for m in methods for s in (0, 1)]
+    assert {r["kept"] for r in rows if r["method"] == "dense"} == {740}
+    assert {r["kept"] for r in rows if r["method"] != "dense"} == {148}
+    assert json.loads((workdir / "results.json").read_text()) == rows
+    assert report.table(rows) in (workdir / "results.md").read_text()
+    assert (workdir / "results.png").exists() and (workdir / "accuracy.png").exists()
+
+
+def test_shuffled_masks_have_the_counts_of_magnitude_attention(comparison):
+    layers = {(row["method"], row["seed"]): row["layers"] for row in comparison[2]}
+    for seed in (0, 1):
+        assert layers["shuffled", seed] == layers["magnitude_attention", seed]
+    assert layers["shuffled", 0] != layers["shuffled", 1]
+
+
+def test_finished_runs_are_not_run_again(comparison, data_dir, monkeypatch):
+    workdir, methods, rows = comparison
+    monkeypatch.setattr(training, "train_step", None)
+    config = tiny(data_dir, "dense")
+    again = compare.compare(config, workdir, methods=methods, sparsities=[0.8], seeds=2)
+    assert again == rows
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match="`workdir` must hold results of this recipe"):
+        compare.compare(config, workdir, methods=methods, sparsities=[0.8], seeds=2)
+
+
+def test_seeds_share_one_compiled_step_also_where_they_draw_masks(data_dir):
+    config = tiny(data_dir, "static")
+    dataset = data.load(config.data, "train[:50]")
+    model, tx = models.build(config.model, 10), optimizers.build(config)
+    batch = next(data.batches(dataset, 16, seed=0))
+    jitted: Any = training.train_step
+    drawn, before = {}, jitted._cache_size()
+    for seed in (0, 1):
+        config.seed = seed
+        state = compare._with_random_masks(training.create(model, tx, dataset, seed), config)
+        state, _ = training.train_step(state, batch)
+        drawn[seed] = np.asarray(jaxprune.get_masks(state.opt_state)["dense_0"]["kernel"])
+    assert jitted._cache_size() == before + 1
+    assert (drawn[0] != drawn[1]).any() and drawn[0].sum() == drawn[1].sum()
+
+
+def test_shuffled_without_what_it_shuffles_is_an_error(data_dir, tmp_path):
+    with pytest.raises(ValueError, match="must name magnitude_attention before shuffled"):
+        compare.compare(tiny(data_dir), tmp_path, methods=["shuffled"], sparsities=[0.8], seeds=1)
+
+
+def test_an_unknown_method_is_named(data_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"`methods` must be among dense, .*, got \['rigle'\]"):
+        compare.compare(tiny(data_dir), tmp_path, methods=["rigle"], sparsities=[0.8], seeds=1)
+
+
+def scored(**accuracies):
+    return [
+        {"method": method, "target": 0.9, "seed": seed, "accuracy": accuracy}
+        for method, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
+
+
+def test_findings_claim_no_more_than_the_numbers():
+    rows = scored(
+        magnitude_attention=(0.80, 0.81, 0.82),
+        a=(0.70, 0.71, 0.73),
+        b=(0.9, 0.92, 0.92),
+        c=(0.7, 0.9, 0.8),
+    )
+    verdicts = [sentence.rsplit(": ")[-1] for sentence in report.findings(rows)]
+    assert verdicts == ["ahead", "behind", "not told apart"]
+
+
+def test_a_table_of_several_sparsities_leaves_gaps_visible():
+    rows = [*scored(random=(0.5, 0.6)), scored(random=(0.4,))[0] | {"target": 0.95}]
+    assert report.table(rows).splitlines()[-1] == "| random | 55.0 ± 7.1 | 40.0 | 1 to 2 |"
+
+
+# ------------------------------------------------------------------------------------------ demo
+
+
+def test_the_demo_empties_only_what_is_a_demo(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="`workdir` must be new or hold an earlier demo"):
+        demo.demo(mine, seeds=1)
+    assert (mine / "thesis.tex").exists()
+
+
+def test_the_demo_notices_a_network_that_is_not_the_one_it_saved():
+    good = {"accuracy": 0.9, "kept": 10, "total": 100, "sparsity": 0.9}
+    demo._check(good, dict(good))
+    with pytest.raises(RuntimeError, match="must measure as the trained one"):
+        demo._check(good, good | {"accuracy": 0.8})
+    dense = good | {"kept": 11, "sparsity": 0.89}
+    with pytest.raises(RuntimeError, match="must be 90 % sparse"):
+        demo._check(dense, dict(dense))
+
+
+# ------------------------------------------------------------------------------------------ docs
+
+
+@pytest.mark.parametrize("name", [*MODULES, "experiments.configs.common"])
+def test_examples_of_the_experiments_run(name):
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=options)
+    assert not failed
+
+
+def test_the_first_mask_is_that_of_the_first_layer():
+    masks = {"classifier": np.ones((2, 2)), "conv_b": np.ones((3, 3)), "conv_stem": np.eye(4)}
+    params = {name: {"kernel": np.asarray(mask, np.float32)} for name, mask in masks.items()}
+    tx = jaxprune.static(optax.sgd(0.1), masks=jaxprune.masks.nonzero(params))
+    found = plots.first_mask(tx.init(params), "static")
+    np.testing.assert_array_equal(found, np.eye(4, dtype=bool))

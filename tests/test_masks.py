@@ -1,0 +1,458 @@
+"""The mask functions against their NumPy references, and what holds for every one of them."""
+
+import itertools
+import math
+import zlib
+
+import equinox as eqx
+import flax.linen
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from jaxprune import masks
+from jaxprune.selection import Ranked
+from jaxprune.types import REST
+
+SHAPES = ((3, 5), (), (0, 3), (64,))
+HARD = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, 1.0, -1.0, 1e-40, -1e-40, 2.0)
+seeds = st.integers(0, 2**31)
+densities = st.integers(0, 100).map(lambda percent: percent / 100)
+
+
+def normal(seed, shape=(64,)):
+    """Scores without ties."""
+    return np.random.default_rng(seed).permutation(math.prod(shape)).reshape(shape).astype("f4")
+
+
+def hard(seed, shape):
+    """Scores full of ties, NaN, infinities, signed zeros and denormals."""
+    return np.random.default_rng(seed).choice(np.array(HARD, "f4"), shape)
+
+
+def tree(seed, make=hard):
+    return {f"leaf{i}": make([seed, i], shape) for i, shape in enumerate(SHAPES)}
+
+
+def assert_equal(masked, expected):
+    for mask, reference in zip(jax.tree.leaves(masked), expected, strict=True):
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask, reference)
+
+
+@given(seeds, densities)
+@settings(max_examples=25)
+def test_topk_keeps_the_first_of_a_sort_in_each_leaf(seed, density):
+    scores = tree(seed)
+    leaves = list(scores.values())
+    counts = [oracle.kept(leaf.size, density) for leaf in leaves]
+    expected = oracle.keep_largest(leaves, counts, range(len(leaves)))
+    assert_equal(masks.topk(scores, density), expected)
+
+
+@given(seeds, densities)
+@settings(max_examples=25)
+def test_global_topk_keeps_the_first_of_one_sort(seed, density):
+    scores = tree(seed)
+    leaves = list(scores.values())
+    count = oracle.kept(sum(leaf.size for leaf in leaves), density)
+    expected = oracle.keep_largest(leaves, [count], [0] * len(leaves))
+    assert_equal(masks.global_topk(scores, density), expected)
+
+
+@given(seeds, st.sampled_from([0.0, 0.1, 0.4]), st.integers(0, 60))
+@settings(max_examples=20)
+def test_each_leaf_keeps_its_least_and_the_tree_its_number(seed, floor, more):
+    scores = tree(seed)
+    leaves = list(scores.values())
+    size = sum(leaf.size for leaf in leaves)
+    floors = [oracle.kept(leaf.size, floor) for leaf in leaves]
+    count = min(sum(floors) + more, size)
+    masked = masks.global_topk(scores, count / size, min_density=floor)
+    assert_equal(masked, oracle.global_topk(leaves, count, floors))
+    assert sum(int(mask.sum()) for mask in masked.values()) == count
+
+
+@given(seeds, st.integers(1, 5), st.data())
+@settings(max_examples=25)
+def test_n_of_m_keeps_the_first_of_each_group(seed, m, data):
+    n = data.draw(st.integers(0, m))
+    axis = data.draw(st.integers(-3, 2))
+    shape = [2, 3, 2]
+    shape[axis] = 2 * m
+    scores = hard(seed, shape)
+    masked = masks.n_of_m(scores, n, m, axis)
+    np.testing.assert_array_equal(masked, oracle.n_of_m(scores, n, m, axis))
+
+
+def test_n_of_m_of_large_groups():
+    scores = hard(0, (3, 200))
+    for n, m in ((7, 40), (30, 100), (0, 200), (200, 200)):
+        np.testing.assert_array_equal(masks.n_of_m(scores, n, m), oracle.n_of_m(scores, n, m, -1))
+
+
+def test_one_of_one_keeps_everything():
+    assert masks.n_of_m(hard(0, (4,)), 1, 1).all()
+
+
+@given(seeds, densities, st.sampled_from([(3,), (1, 2, 3), (5, 4), (2, 2, 2)]))
+@settings(max_examples=30)
+def test_block_keeps_the_blocks_of_the_highest_mean(seed, density, shape):
+    scores = np.random.default_rng(seed).integers(-8, 8, (3, 5, 4)) * 12.0  # exact means
+    masked = masks.block(scores.astype("f4"), density, shape)
+    np.testing.assert_array_equal(masked, oracle.block(scores, density, shape))
+
+
+def test_a_ragged_block_counts_whole_and_by_the_entries_it_has():
+    scores = jnp.array([[1.0, 1.0, 1.0, 1.0, 9.0]])
+    assert masks.block(scores, 0.5, (1, 3)).tolist() == [[False, False, False, True, True]]
+    assert masks.block(scores, 0.5, (9, 9)).tolist() == [[False] * 5]  # one block, half to even
+
+
+def test_a_short_block_shape_means_the_last_axes():
+    kernel = normal(3, (3, 3, 4, 4))
+    short = masks.block(kernel, 0.5, (2, 2))
+    np.testing.assert_array_equal(short, masks.block(kernel, 0.5, (1, 1, 2, 2)))
+
+
+def test_a_block_with_a_nan_ranks_last_and_infinities_count():
+    scores = jnp.array([jnp.nan, 99.0, 1.0, 1.0, jnp.inf, 0.0, -jnp.inf, 0.0])
+    kept = [masks.block(scores, k / 4, (2,)).tolist()[::2] for k in range(1, 5)]
+    assert kept == [
+        [False, False, True, False],
+        [False, True, True, False],
+        [False, True, True, True],
+        [True, True, True, True],
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_blocks_of_narrow_scores_are_averaged_in_float32(dtype):
+    scores = jnp.concatenate([jnp.full((256,), 1.0), jnp.full((256,), 1.0), jnp.full((256,), 0.5)])
+    scores = scores.at[700].set(256.0).astype(dtype)  # its block's mean is 1.498
+    assert masks.block(scores, 1 / 3, (256,)).tolist()[::256] == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_scores_of_any_floating_dtype_are_ranked_exactly(dtype):
+    scores = jnp.asarray(hard(1, (96,)), dtype)
+    for density in (0.0, 0.25, 0.5, 1.0):
+        expected = oracle.keep_largest([scores], [oracle.kept(96, density)], [0])
+        assert_equal(masks.topk(scores, density), expected)
+    np.testing.assert_array_equal(masks.n_of_m(scores, 1, 4), oracle.n_of_m(scores, 1, 4, -1))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "bool"])
+def test_integers_are_ranked_exactly(dtype):
+    scores = np.array([3, -3, 0, 1, 120, -120, 119, 3]).astype(dtype)
+    if dtype == "int32":
+        scores[:4] = 2**24 + 1, 2**24, -(2**24) - 1, 2**31 - 2**24
+    for k in range(9):
+        assert_equal(masks.topk(scores, k / 8), oracle.keep_largest([scores], [k], [0]))
+    assert masks.n_of_m(scores, 1, 2).sum() == 4
+
+
+def test_complex_scores_have_no_order():
+    with pytest.raises(TypeError, match="`scores` must be floating, got 'complex64'"):
+        masks.topk(jnp.ones(3, jnp.complex64), 0.5)
+
+
+FUNCTIONS = {
+    "topk": lambda scores: masks.topk(scores, 0.3),
+    "global_topk": lambda scores: masks.global_topk(scores, 0.3, min_density=0.1),
+    "n_of_m": lambda scores: masks.n_of_m(scores, 2, 4),
+    "block": lambda scores: masks.block(scores, 0.3, (4,)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@given(seeds)
+@settings(max_examples=10)
+def test_only_the_order_of_scores_matters(name, seed):
+    scores = {"a": normal(seed, (8, 8)), "b": normal(seed + 1, (2, 4, 8)) + 0.5}
+    if name == "block":  # its mean is linear, and no more
+        grown = {path: 2 * leaf + 1 for path, leaf in scores.items()}
+    else:
+        grown = {path: np.float32(1.01) ** leaf for path, leaf in scores.items()}
+    before, after = FUNCTIONS[name](scores), FUNCTIONS[name](grown)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+@given(seeds, densities)
+@settings(max_examples=20)
+def test_a_permutation_of_the_scores_permutes_the_mask(seed, density):
+    scores = normal(seed)
+    order = np.random.default_rng(seed + 1).permutation(64)
+    mask = np.asarray(masks.topk(scores, density))
+    np.testing.assert_array_equal(masks.topk(scores[order], density), mask[order])
+    blocks = np.asarray(masks.block(scores.reshape(16, 4), density, (1, 4)))
+    rows = np.random.default_rng(seed + 2).permutation(16)
+    permuted = masks.block(scores.reshape(16, 4)[rows], density, (1, 4))
+    assume(len(set(scores.reshape(16, 4).sum(1))) == 16)
+    np.testing.assert_array_equal(permuted, blocks[rows])
+
+
+@pytest.mark.parametrize(
+    "mask_of",
+    [
+        masks.topk,
+        masks.global_topk,
+        lambda scores, density: masks.block(scores, density, (2,)),
+        lambda scores, density: masks.random(jax.random.key(0), scores, density),
+        lambda scores, density: masks.n_of_m(scores, round(8 * density), 8),
+    ],
+)
+def test_masks_of_growing_density_are_nested(mask_of):
+    scores = {"a": hard(0, (8, 8)), "b": hard(1, (2, 4, 8))}
+    course = [mask_of(scores, density) for density in np.linspace(0, 1, 9)]
+    kept = [sum(int(mask.sum()) for mask in masked.values()) for masked in course]
+    assert kept == [0, 16, 32, 48, 64, 80, 96, 112, 128]
+    for small, large in itertools.pairwise(course):
+        assert all(bool((~small[path] | large[path]).all()) for path in scores)
+
+
+@given(seeds, densities)
+@settings(max_examples=20)
+def test_random_keeps_exactly_its_number(seed, density):
+    masked = masks.random(jax.random.key(seed), tree(0), density)
+    for path, leaf in tree(0).items():
+        assert masked[path].shape == leaf.shape
+        assert int(masked[path].sum()) == oracle.kept(leaf.size, density)
+
+
+def test_random_takes_typed_and_raw_keys():
+    leaves = tree(0)
+    typed = masks.random(jax.random.key(7), leaves, 0.5)
+    raw = masks.random(jax.random.key_data(jax.random.key(7)), leaves, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, typed, raw)
+    other = masks.random(jax.random.key(8), leaves, 0.5)
+    assert (np.asarray(typed["leaf3"]) != np.asarray(other["leaf3"])).any()
+
+
+def test_random_depends_on_the_path_and_on_nothing_else():
+    one = masks.random(jax.random.key(7), {"a": jnp.zeros(64), "b": jnp.zeros(64)}, 0.5)
+    two = masks.random(jax.random.key(7), {"b": jax.ShapeDtypeStruct((64,), "bfloat16")}, 0.5)
+    assert (np.asarray(one["a"]) != np.asarray(one["b"])).any()
+    np.testing.assert_array_equal(one["b"], two["b"])
+    key = jax.random.fold_in(jax.random.key(7), zlib.crc32(b"a"))
+    chance = jax.random.uniform(key, (64,), jnp.float32)
+    np.testing.assert_array_equal(one["a"], masks.topk(chance, 0.5))
+
+
+def test_random_is_fair():
+    kept = [masks.random(jax.random.key(i), jnp.zeros(64), 0.25) for i in range(300)]
+    share = np.mean(kept, axis=0)
+    assert share.shape == (64,)
+    assert (np.abs(share - 0.25) < 0.1).all()
+
+
+def test_nonzero_is_decided_by_the_bits():
+    x = jnp.array(HARD, jnp.float32)
+    expected = [v != 0 for v in HARD]
+    assert masks.nonzero(x).tolist() == jax.jit(masks.nonzero)(x).tolist() == expected
+    assert masks.nonzero(jnp.array([0, 3])).tolist() == [False, True]
+    assert masks.nonzero(jnp.array([False, True])).tolist() == [False, True]
+    assert masks.nonzero(jnp.array([0j, 1e-3j, complex(0, -0.0)])).tolist() == [False, True, False]
+
+
+def test_a_bare_array_is_a_tree_of_any_rank():
+    assert masks.topk(jnp.float32(3.0), 1.0).tolist() is True
+    assert masks.topk(np.arange(64.0), 0.5).tolist() == [False] * 32 + [True] * 32
+    assert masks.global_topk([1.0, 2.0], 0.5) == [False, True]  # two leaves of one entry each
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "random", "nonzero"])
+def test_containers_and_holes_stay_as_they_are(name):
+    more = {
+        "random": lambda scores: masks.random(jax.random.key(0), scores, 0.3),
+        "nonzero": masks.nonzero,
+    }
+    function = (FUNCTIONS | more)[name]
+    leaf = jnp.arange(16.0).reshape(2, 8)
+    params = {
+        "a": (leaf, [leaf, None]),
+        "hole": optax.MaskedNode(),
+        "box": flax.linen.Partitioned(leaf, names=("x", None)),
+        "state": flax.nnx.State({"w": flax.nnx.Param(leaf)}),
+        "module": eqx.nn.Linear(8, 2, use_bias=False, key=jax.random.key(0)),
+    }
+    masked = function(params)
+    assert jax.tree.structure(masked) == jax.tree.structure(params)
+    assert {x.dtype for x in jax.tree.leaves(masked)} == {np.dtype(bool)}
+    assert [x.shape for x in jax.tree.leaves(masked)] == [(2, 8)] * 5
+
+
+def test_densities_are_matched_by_path():
+    scores = {
+        "a": {"kernel": normal(0, (8, 8))},
+        "b": normal(1, (2, 4, 8)),
+        "c": optax.MaskedNode(),
+    }
+    by_leaf = {"a": {"kernel": 0.25}, "b": np.float32(0.5), "c": 1.0}
+    assert [int(x.sum()) for x in jax.tree.leaves(masks.topk(scores, by_leaf))] == [16, 32]
+    by_leaf = {"a": {"kernel": 0.25}, "b": jnp.float32(0.5)}
+    assert [int(x.sum()) for x in jax.tree.leaves(masks.block(scores, by_leaf, (2,)))] == [16, 32]
+
+
+@pytest.mark.parametrize(
+    "mask_of",
+    [
+        lambda scores, d: masks.topk(scores, {"a": d, "b": 1 - d}),
+        lambda scores, d: masks.global_topk(scores, d, min_density=d / 2),
+        lambda scores, d: masks.block(scores["a"], d, (2, 2)),
+        lambda scores, d: masks.random(jax.random.key(0), scores["b"], d),
+    ],
+)
+def test_a_traced_density_is_one_trace_and_the_same_mask(mask_of):
+    scores = {"a": hard(0, (8, 8)), "b": hard(1, (2, 4, 8))}
+    traces = []
+
+    @jax.jit
+    def masked(density):
+        traces.append(density)
+        return mask_of(scores, density)
+
+    for density in (0.0, 0.25, 0.5, 1.0):
+        jax.tree.map(np.testing.assert_array_equal, masked(density), mask_of(scores, density))
+    assert len(traces) == 1
+
+
+def test_densities_can_be_swept():
+    scores = hard(0, (64,))
+    swept = jax.vmap(lambda density: masks.topk(scores, density))(jnp.array([0.25, 0.5]))
+    np.testing.assert_array_equal(swept, [masks.topk(scores, 0.25), masks.topk(scores, 0.5)])
+
+
+def test_a_traced_floor_above_the_number_is_kept():
+    scores = {"a": normal(0, (8, 8)), "b": normal(1, (2, 4, 8)) + 100}
+    masked = jax.jit(lambda d: masks.global_topk(scores, d, min_density=0.5))(0.25)
+    assert [int(x.sum()) for x in masked.values()] == [32, 32]
+
+
+@given(seeds, st.integers(0, 60), st.integers(0, 15), st.sampled_from([0.0, 0.4]))
+@settings(max_examples=20)
+def test_largest_ranks_together_what_has_no_number_of_its_own(seed, shared, own, floor):
+    scores = tree(seed)
+    paths, leaves = list(scores), list(scores.values())
+    masked = masks.largest(
+        {path: jnp.asarray(leaf) for path, leaf in scores.items()},
+        {"leaf0": own, REST: jnp.int32(shared)},
+        min_density=floor,
+    )
+    assert list(masked) == paths
+    assert_equal(masked["leaf0"], oracle.keep_largest(leaves[:1], [own], [0]))
+    floors = [oracle.kept(leaf.size, floor) for leaf in leaves[1:]]
+    expected = oracle.global_topk(leaves[1:], max(shared, sum(floors)), floors)
+    assert_equal({path: masked[path] for path in paths[1:]}, expected)
+
+
+def test_largest_keeps_candidates_only():
+    values = jnp.array([-5.0, 1.0, jnp.nan, 3.0, 4.0])
+    candidates = jnp.array([True, True, True, True, False])
+    leaf = Ranked(values, magnitude=True, candidates=candidates)
+    kept = {k: masks.largest({"a": leaf}, k)["a"].tolist() for k in (1, 2, 5)}
+    assert kept[1] == [True, False, False, False, False]
+    assert kept[2] == [True, False, False, True, False]
+    assert kept[5] == candidates.tolist()
+    half = masks.largest({"a": leaf, "b": leaf._replace(values=values + 9)}, {REST: 3}, 0.4)
+    assert int(half["a"].sum()) == 2 and int(half["b"].sum()) == 2  # floors win over the number
+
+
+def test_no_leaf_no_mask():
+    assert masks.topk({}, 0.5) == {} and masks.global_topk({}, 0.5) == {}
+    assert masks.largest({}, 3) == {}
+    assert masks.global_topk({"a": None}, 0.5) == {"a": None}
+
+
+SCORES = {"a": {"kernel": jnp.ones((6, 4))}}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: masks.topk(SCORES, 90), ValueError, r"`density` .* got 90: .* mean 0.9\?"),
+        (lambda: masks.topk(SCORES, -0.1), ValueError, r"`density` must lie in \[0, 1\], got -0.1"),
+        (lambda: masks.topk(SCORES, math.nan), ValueError, r"`density` .* got nan"),
+        (lambda: masks.topk(SCORES, "0.5"), TypeError, "`density` must be one number, got '0.5'"),
+        (lambda: masks.topk(SCORES, {"a": 0.5}), ValueError, "a number for 'a/kernel', got"),
+        (
+            lambda: masks.topk(SCORES, {"a": {"kernel": 50}}),
+            ValueError,
+            r"`density\['a/kernel'\]` must lie in \[0, 1\], got 50: .* did you mean 0.5\?",
+        ),
+        (lambda: masks.global_topk(SCORES, {"a": 0.5}), TypeError, "`density` must be one number"),
+        (
+            lambda: masks.global_topk(SCORES, 0.5, min_density=0.6),
+            ValueError,
+            "`min_density` must keep no more than the 12 entries that `density` keeps, got 14",
+        ),
+        (lambda: masks.global_topk(SCORES, 0.5, 2), ValueError, r"`min_density` must lie in"),
+        (lambda: masks.n_of_m(SCORES, 5, 4), ValueError, r"`n` must lie in \[0, m\] with m = 4"),
+        (lambda: masks.n_of_m(SCORES, -1, 4), ValueError, r"`n` must lie in .* got -1"),
+        (lambda: masks.n_of_m(SCORES, 0, 0), ValueError, "`m` must be at least 1, got 0"),
+        (lambda: masks.n_of_m(SCORES, 0.5, 4), TypeError, "`n` must be an integer, got 0.5"),
+        (
+            lambda: masks.n_of_m(SCORES, 2, 4, axis=0),
+            ValueError,
+            "a multiple of m = 4 entries along axis 0 of 'a/kernel', got 6",
+        ),
+        (
+            lambda: masks.n_of_m(SCORES, 2, 4, axis=2),
+            ValueError,
+            r"`axis` must be an axis of 'a/kernel', which has shape \(6, 4\), got 2",
+        ),
+        (
+            lambda: masks.block(SCORES, 0.5, (1, 2, 2)),
+            ValueError,
+            r"`shape` must have at most the 2 axes of 'a/kernel', got \(1, 2, 2\)",
+        ),
+        (lambda: masks.block(SCORES, 0.5, (0, 2)), ValueError, "numbers of at least 1, got"),
+        (lambda: masks.block(SCORES, 0.5, (0.5,)), TypeError, "`shape` must be made of integers"),
+        (lambda: masks.block(SCORES, 40, (2,)), ValueError, "`density` .* did you mean 0.4"),
+        (lambda: masks.random(jax.random.key(0), SCORES, 2), ValueError, "`density` must lie"),
+        (
+            lambda: masks.largest({"a": jnp.ones(2)}, {"b": 1}),
+            ValueError,
+            r"`counts` must have a number for 'a', got \['b'\]",
+        ),
+        (
+            lambda: masks.largest({"a": jnp.ones(2)}, {"a": 1, "b": 1}),
+            ValueError,
+            r"`counts` must name leaves among \['a'\], got 'b'",
+        ),
+    ],
+)
+def test_what_wrong_input_gets(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.several_devices
+@pytest.mark.parametrize("explicit", [True, False])
+def test_sharded_leaves_give_the_same_masks(explicit):
+    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    scores = {"a": jnp.asarray(hard(0, (16, 12))), "b": jnp.asarray(hard(1, (8, 4, 4)))}
+    sharded = {path: jax.device_put(leaf, spec) for path, leaf in scores.items()}
+    functions = {
+        "topk": lambda x: masks.topk(x, 0.3),
+        "global_topk": lambda x: masks.global_topk(x, 0.3, min_density=0.1),
+        "n_of_m": lambda x: masks.n_of_m(x, 2, 4),
+        "random": lambda x: masks.random(jax.random.key(0), x, 0.3),
+        "nonzero": masks.nonzero,
+    }
+    with jax.set_mesh(mesh):
+        for name, function in functions.items():
+            expected = function(scores)
+            masked = jax.block_until_ready(jax.jit(function)(sharded))
+            for path in scores:
+                np.testing.assert_array_equal(masked[path], expected[path], err_msg=name)
+                if explicit:
+                    assert masked[path].sharding.spec == spec.spec, name

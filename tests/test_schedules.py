@@ -1,0 +1,236 @@
+"""Schedules of sparsity, the steps at which something is due, and the phases of a course."""
+
+import dataclasses
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxprune.schedules import (
+    Every,
+    Ramp,
+    Timeline,
+    constant,
+    cubic,
+    either,
+    every,
+    geometric,
+    linear,
+    once,
+    steps_due,
+    timeline,
+)
+from jaxprune.schedules.numbers import checked_share, decimal
+
+SHAPES = ("cubic", "linear", "geometric", "constant")
+MAKERS = (cubic, linear, geometric)
+
+shares = st.floats(0, 0.99, allow_subnormal=False)
+spans = st.tuples(st.integers(0, 50), st.integers(0, 50)).map(lambda s: (min(s), max(s)))
+
+
+def test_the_cubic_ramp_of_the_paper():
+    schedule = cubic(0, 100, 0.9)
+    values = [float(schedule(n)) for n in (0, 25, 50, 75, 100, 150)]
+    assert values == pytest.approx([0, 0.5203125, 0.7875, 0.8859375, 0.9, 0.9], abs=1e-7)
+
+
+@given(st.sampled_from(SHAPES), spans, shares, shares)
+def test_a_ramp_is_its_formula(shape, span, sparsity, initial):
+    ramp = Ramp(*span, sparsity, initial, shape)
+    ages = np.arange(0, 60)
+    expected = [oracle.ramp(n, *span, sparsity, initial, shape) for n in ages]
+    np.testing.assert_allclose(ramp(ages), expected, atol=2e-6)
+
+
+@given(st.sampled_from(SHAPES[:3]), spans, shares, shares)
+def test_a_ramp_stands_still_before_its_begin_and_after_its_end(shape, span, sparsity, initial):
+    begin, end = span
+    ramp = Ramp(begin, end, sparsity, initial, shape)
+    ages = np.arange(0, 60)
+    progress = np.asarray(ramp.progress(ages))
+    assert (progress[ages >= end] == 1).all()
+    assert (progress[(ages <= begin) & (ages < end)] == 0).all()
+    assert ((progress >= 0) & (progress <= 1)).all() and (np.diff(progress) >= -1e-6).all()
+    assert (np.asarray(ramp(ages))[ages >= end] == np.float32(sparsity)).all()
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_where_it_begins_and_ends_at_one_step_it_jumps(make):
+    assert [float(make(5, 5, 0.5)(n)) for n in (4, 5, 6)] == [0, 0.5, 0.5]
+
+
+def test_a_long_ramp_ends_on_its_target():
+    ramp = linear(3, 2**31 - 2, 0.7)
+    assert float(ramp.progress(2**31 - 2)) == 1
+    assert float(ramp.progress(2**31 - 1)) == 1
+    assert 0.49 < float(ramp.progress(2**30)) < 0.51
+
+
+def test_a_constant_is_at_its_end_from_the_start():
+    assert float(constant(0.5).progress(0)) == 1
+    assert float(constant(0.5)(0)) == 0.5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_ramp_is_traced_once_and_float32(shape):
+    ramp = Ramp(2, 9, 0.8, 0.1, shape)
+    jitted = jax.jit(ramp)
+    values = [jitted(jnp.int32(n)) for n in range(12)]
+    assert {value.dtype for value in values} == {np.dtype("float32")}
+    np.testing.assert_allclose(values, [ramp(n) for n in range(12)], rtol=1e-6)
+
+
+def test_the_sparsity_may_be_traced_and_swept():
+    sweep = jax.vmap(lambda s: cubic(0, 10, s)(5))(jnp.array([0.0, 0.4, 0.8]))
+    np.testing.assert_allclose(sweep, [cubic(0, 10, s)(5) for s in (0.0, 0.4, 0.8)], rtol=1e-6)
+
+
+def test_ramps_are_compared_by_value():
+    assert cubic(0, 10, 0.9) == cubic(0, 10, np.float32(0.9)) == cubic(0, 10, jnp.float32(0.9))
+    assert hash(cubic(0, 10, 0.9)) == hash(cubic(0, 10, jnp.float32(0.9)))
+    assert cubic(0, 10, 0.9) != linear(0, 10, 0.9)
+    assert cubic(0, 10, 0.9) != cubic(0, 10, 0.8)
+    assert cubic(0, 10, 0.9) != "cubic"
+
+
+def test_a_traced_sparsity_is_compared_by_identity():
+    def compare(s, t):
+        ramp = cubic(0, 10, s)
+        assert ramp == cubic(0, 10, s) and hash(ramp) == hash(cubic(0, 10, s))
+        assert ramp != cubic(0, 10, t) and ramp != cubic(0, 10, 0.5)
+        return ramp(5)
+
+    assert float(jax.jit(compare)(0.5, 0.5)) == pytest.approx(0.4375)
+
+
+def test_a_frozen_ramp_can_be_replaced():
+    assert dataclasses.replace(cubic(0, 10, 0.9), initial=0.5) == cubic(0, 10, 0.9, 0.5)
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1, 1.5, float("nan"), float("inf"), np.float32(2)])
+@pytest.mark.parametrize("make", [*MAKERS, lambda begin, end, sparsity: constant(sparsity)])
+def test_a_sparsity_outside_its_range_is_refused(make, sparsity):
+    with pytest.raises(ValueError, match=r"`sparsity` must lie in \[0, 1\), got "):
+        make(0, 10, sparsity)
+
+
+def test_a_percentage_is_refused_with_a_hint():
+    message = r"`sparsity` must lie in \[0, 1\), got 90: give a fraction, did you mean 0.9\?"
+    with pytest.raises(ValueError, match=message):
+        cubic(0, 10, 90)
+    with pytest.raises(ValueError, match=r"got 1\.0$"):
+        cubic(0, 10, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: cubic(10, 9, 0.5), ValueError, "`end` must not lie before `begin`, which is 10"),
+        (lambda: cubic(-1, 9, 0.5), ValueError, "`begin` must be at least 0, got -1"),
+        (lambda: cubic(0, 9, 0.5, -0.5), ValueError, "`initial` must lie in"),
+        (lambda: cubic(0.5, 9, 0.5), TypeError, "`begin` must be an integer, got 0.5"),
+        (lambda: cubic(0, 9, "0.5"), TypeError, "`sparsity` must be one number"),
+        (lambda: cubic(0, 9, np.zeros(2)), TypeError, "`sparsity` must be one number"),
+        (lambda: cubic(0, 9, None), TypeError, "`sparsity` must be one number"),
+        (lambda: cubic(0, 9, True), TypeError, "`sparsity` must be one number"),
+        (lambda: Ramp(0, 9, 0.5, shape="round"), ValueError, "`shape` must be cubic"),
+        (lambda: every(0), ValueError, "`interval` must be at least 1, got 0"),
+        (lambda: every(-3), ValueError, "`interval` must be at least 1, got -3"),
+        (lambda: every(None), TypeError, "`interval` must be an integer, got None"),
+        (lambda: every(2, -1), ValueError, "`begin` must be at least 0"),
+        (lambda: every(2, 5, 4), ValueError, "`end` must not lie before `begin`, which is 5"),
+        (lambda: every(2, 0, 0), ValueError, "`end` must be at least 1, got 0"),
+        (lambda: once(0), ValueError, "`at` must be at least 1, got 0"),
+        (lambda: timeline(), ValueError, "`parts` must name at least one phase"),
+        (lambda: timeline(("a", None), ("b", 1)), ValueError, "'a'` must be a number before"),
+        (lambda: timeline(("a", -1)), ValueError, "'a'` must be at least 0, got -1"),
+    ],
+)
+def test_what_wrong_input_gets(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@given(st.integers(1, 12), st.integers(0, 30), st.none() | st.integers(0, 40))
+def test_every_fires_on_its_grid_and_at_its_ends(interval, begin, length):
+    end = None if length is None or begin + length == 0 else begin + length
+    when = Every(interval, begin, end)
+    expected = [n for n in range(1, 81) if oracle.due(n, interval, begin, end)]
+    assert when.steps(80) == expected
+    assert np.flatnonzero(when(np.arange(81))).tolist() == expected
+
+
+def test_every_fires_at_an_end_that_is_off_the_grid():
+    assert every(16, 0, 40).steps(100) == [16, 32, 40]
+    assert every(10, 5, 30).steps(100) == [5, 15, 25, 30]
+    assert every(3).steps(10) == [3, 6, 9]
+    assert every(3, 0, 8).steps(4) == [3]
+
+
+def test_a_moment_is_one_bool_without_a_second_trace():
+    jitted = jax.jit(every(4, 2, 9))
+    assert [bool(jitted(jnp.int32(n))) for n in range(12)] == [n in (2, 6, 9) for n in range(12)]
+    assert jitted(jnp.int32(3)).dtype == bool and jitted(jnp.int32(3)).shape == ()
+
+
+def test_once_is_once():
+    assert once(7).steps(100) == [7]
+    assert once(7).steps(6) == []
+
+
+def test_either_fires_where_any_does():
+    when = either(every(10), once(5), lambda n: n == 7)
+    assert when.steps(20) == [5, 7, 10, 20]
+    assert np.flatnonzero(when(np.arange(21))).tolist() == [5, 7, 10, 20]
+    assert either().steps(20) == []
+
+
+def test_moments_are_compared_by_value():
+    assert every(4) == every(np.int64(4)) and hash(every(4)) == hash(Every(4))
+    assert every(4) != every(5)
+    assert either(every(4), once(3)) == either(every(4), once(3))
+    assert hash(either(every(4))) == hash(either(every(4)))
+
+
+def test_the_steps_of_any_function_can_be_listed():
+    assert steps_due(lambda n: n % 7 == 0, 30) == [7, 14, 21, 28]
+    assert steps_due(lambda n: n % 7 == 0, 0) == []
+    assert steps_due(every(9), 30) == [9, 18, 27]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.booleans(), st.integers(0, 60))
+def test_the_phase_is_the_one_that_a_walk_finds(lengths, endless, step):
+    parts = [(f"phase {i}", length) for i, length in enumerate(lengths)]
+    parts = [*parts, ("rest", None)] if endless else parts
+    phase = Timeline(tuple(parts))(step)
+    assert (int(phase.index), int(phase.step), int(phase.length)) == oracle.phase(parts, step)
+    assert phase.name == parts[int(phase.index)][0]
+
+
+def test_a_phase_is_int32_under_jit():
+    course = timeline(("explore", 5), ("exploit", None))
+    phases = [jax.jit(lambda n: course(n)[:3])(jnp.int32(n)) for n in (0, 4, 5, 9)]
+    assert [tuple(map(int, phase)) for phase in phases] == [
+        (0, 0, 5),
+        (0, 4, 5),
+        (1, 0, -1),
+        (1, 4, -1),
+    ]
+    assert {x.dtype for phase in phases for x in phase} == {np.dtype("int32")}
+
+
+@given(st.integers(1, 10**6), st.sampled_from([np.float32, np.float64, float, jnp.float32]))
+def test_a_number_means_its_decimal(thousandths, kind):
+    assert decimal(kind(thousandths / 1000)) == Fraction(thousandths, 1000)
+
+
+def test_the_whole_is_a_share_only_where_it_is_allowed():
+    assert checked_share("density", 1, whole=True) == 1.0
+    with pytest.raises(ValueError, match=r"`density` must lie in \[0, 1\], got 50: .* mean 0.5"):
+        checked_share("density", 50, whole=True)

@@ -1,0 +1,151 @@
+"""A tiny problem to prune, and what must hold after each of its updates."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune
+from jaxprune import trees
+
+SHAPES = {"body": {"kernel": (4, 8), "bias": (8,)}, "head": {"kernel": (8, 5)}}
+PRUNED = ("body/kernel", "head/kernel")
+
+
+def normal(seed: int, dtype: Any = jnp.float32) -> Any:
+    """A tree like the params, of standard normal numbers; new buffers at each call."""
+    rng = np.random.default_rng(seed)
+    leaf = {path: jnp.asarray(rng.normal(size=shape), dtype) for path, shape in _shapes().items()}
+    return {
+        "body": {"kernel": leaf["body/kernel"], "bias": leaf["body/bias"]},
+        "head": {"kernel": leaf["head/kernel"]},
+    }
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    return {
+        f"{module}/{name}": shape for module, one in SHAPES.items() for name, shape in one.items()
+    }
+
+
+def params(dtype: Any = jnp.float32) -> Any:
+    return normal(0, dtype)
+
+
+def zeros_like(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def pull(tree: Any, strength: float = 0.1) -> Any:
+    """Gradient of ``strength / 2 |p - target|^2``: it depends on the network that is seen."""
+    target = normal(1)
+    return jax.tree.map(
+        lambda p, t: p.dtype.type(strength) * (p - t.astype(p.dtype)), tree, target
+    )
+
+
+def theirs(tx: Any) -> optax.GradientTransformationExtraArgs:
+    """Code of optax, some of which relies on JAX's usual promotion of dtypes and ranks."""
+    return _under("standard", "allow", tx)
+
+
+def ours(tx: Any) -> optax.GradientTransformationExtraArgs:
+    """A method inside code of optax: strict again."""
+    return _under("strict", "raise", tx)
+
+
+def _under(dtypes: str, ranks: str, tx: Any) -> optax.GradientTransformationExtraArgs:
+    tx = optax.with_extra_args_support(tx)
+
+    def within(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **extra: Any) -> Any:
+            with jax.numpy_dtype_promotion(dtypes), jax.numpy_rank_promotion(ranks):
+                return function(*args, **extra)
+
+        return call
+
+    return optax.GradientTransformationExtraArgs(within(tx.init), within(tx.update))
+
+
+class Loop:
+    """A compiled training step of one transformation that counts its traces."""
+
+    def __init__(self, tx: Any, cast: Callable[[Any], Any] = lambda grads: grads, **jit: Any):
+        self.tx, self.traces = tx, 0
+
+        def step(params: Any, state: Any, strength: Any, push: Any) -> tuple[Any, Any]:
+            self.traces += 1
+            grads = jax.tree.map(
+                lambda pulled, more: strength.astype(pulled.dtype) * pulled + more,
+                pull(params),
+                push,
+            )
+            updates, state = tx.update(cast(grads), state, params, unknown=strength)
+            for update, param in zip(
+                jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
+            ):
+                assert update.dtype == param.dtype
+            return optax.apply_updates(params, updates), state
+
+        self.jitted = jax.jit(step, donate_argnums=(0, 1), **jit)
+
+    def __call__(self, params: Any, state: Any, strength: float = 1.0, push: Any = None) -> Any:
+        push = zeros_like(params) if push is None else push
+        return jax.block_until_ready(self.jitted(params, state, jnp.float32(strength), push))
+
+    @property
+    def compiled(self) -> int:
+        return self.jitted._cache_size()
+
+
+def saved(tree: Any) -> Any:
+    """A copy of a tree of arrays, in memory of its own."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def bits(x: Any) -> np.ndarray:
+    return np.asarray(x).view(f"u{np.asarray(x).dtype.itemsize}")
+
+
+def same_bits(a: Any, b: Any) -> None:
+    """Two trees of arrays are equal bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(bits(x), bits(y))
+
+
+def masks_of(state: Any) -> dict[str, np.ndarray]:
+    return {path: np.asarray(mask) for path, mask in trees.by_path(jaxprune.get_masks(state)).items()}
+
+
+def kept(state: Any) -> dict[str, int]:
+    return {path: int(mask.sum()) for path, mask in masks_of(state).items()}
+
+
+def on_support(params: Any, state: Any) -> None:
+    """Pruned entries are +0.0 bit for bit, kept ones are not 0."""
+    leaves = trees.by_path(params)
+    for path, mask in masks_of(state).items():
+        leaf = np.asarray(leaves[path])
+        assert not bits(leaf)[~mask].any(), f"{path} has entries off the mask"
+        assert (leaf[mask] != 0).all(), f"{path} has zeros on the mask"
+
+
+def layout(tree: Any) -> Any:
+    """Shape, dtype, weak type and sharding of each array."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type, x.sharding), tree)
+
+
+def scheduled(total: int, target: int, n: int, end: int, every: int) -> int:
+    """Entries kept after update n along a cubic ramp from (0, total) to (end, target)."""
+    last = end if n >= end else n - n % every
+    return total - round((total - target) * (1 - (1 - last / end) ** 3))
+
+
+def size(path: str) -> int:
+    return math.prod(_shapes()[path])
