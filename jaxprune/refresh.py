@@ -60,7 +60,8 @@ def _change(
     signals = signals._replace(key=jax.random.key_data(key))
     start: Any = parts.start
     if callable(start):
-        began = {**old, **start(signals)}
+        given: Any = start(signals)
+        began = {**old, **given}
         old = {path: jnp.where(first, began[path], m) for path, m in old.items()}
         signals = signals._replace(mask=old)
     failed = jnp.zeros((), bool)

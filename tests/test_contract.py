@@ -324,10 +324,9 @@ def test_scan_and_vmap_over_seeds_and_sparsities(row: Row) -> None:
     step, params, state = begin(row)
     for _ in range(STEPS):
         params, state = step(params, state)
-    middle = jax.tree.map(lambda leaf: leaf[1], swept)
-    for found in scanned, middle:
+    for found in scanned, tiny.part(swept, 1):
         tiny.same_bits(tiny.saved(found[1]), tiny.saved(jaxprune.get_masks(state)))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), found[0], params)
+        tiny.close(found[0], params)
     total = sum(map(tiny.size, TARGET))
     wanted = np.array([36, 22, 7]) if not row.by_leaf else np.array([16 + 20, 10 + 12, 3 + 4])
     np.testing.assert_allclose(swept[2], 1 - wanted / total, rtol=1e-6)
@@ -343,7 +342,8 @@ def trained_on(row: Row, inner: Any, kinds: Any = None) -> dict[str, np.ndarray]
         state, mesh = tx.init(params), contextlib.nullcontext()
     else:
         mesh = jax.make_mesh((4,), ("x",), axis_types=(kinds,), devices=jax.devices()[:4])
-        params = jax.tree.map(lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), params, LAYOUT)
+        shardings = jax.tree.map(functools.partial(NamedSharding, mesh), LAYOUT)
+        params = jax.device_put(params, shardings)
         shardings = jaxprune.state_shardings(tx, params)
         mesh = jax.set_mesh(mesh)
     with mesh:
@@ -370,8 +370,7 @@ def test_sharded_training_gives_the_same_masks(row: Row, optimizer: str) -> None
         sharded = trained_on(row, CORE[optimizer](), kind)
         for path in TARGET:
             np.testing.assert_array_equal(sharded[path], alone[path])
-        for a, b in zip(*map(jax.tree.leaves, (sharded["params"], alone["params"])), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
+        tiny.close(sharded["params"], alone["params"])
 
 
 @pytest.mark.several_devices
@@ -392,13 +391,13 @@ def test_replicas_of_pmap_agree(row: Row) -> None:
         own = [tiny.normal(10 * n + replica) for replica in range(4)]
         push = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
         params, state = jax.block_until_ready(step(params, state, push))
-        first, *others = [jax.tree.map(lambda x: x[r], (params, state)) for r in range(4)]
+        first, *others = [tiny.part((params, state), replica) for replica in range(4)]
         row.check(*first, n)
         for other in others:
             tiny.same_bits(other, first)
 
 
-# ------------------------------------------------- loops of the libraries, only the optimizer changed
+# -------------------------------------------- loops of the libraries, only the optimizer is changed
 
 
 @every_method

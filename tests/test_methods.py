@@ -68,7 +68,7 @@ class Oracle:
 
     def factor(self) -> np.ndarray:
         a = self.attention()
-        lower = a if self.masked == "own" else np.full(SIZE, self.floor if self.z is not None else 1.0)
+        lower = a if self.masked == "own" else np.full(SIZE, self.floor)
         return np.where(self.mask, a, np.where(self.alive | (not self.guard), lower, 0.0))
 
     def seen(self) -> np.ndarray:

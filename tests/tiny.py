@@ -43,9 +43,7 @@ def zeros_like(tree: Any) -> Any:
 def pull(tree: Any, strength: float = 0.1) -> Any:
     """Gradient of ``strength / 2 |p - target|^2``: it depends on the network that is seen."""
     target = normal(1)
-    return jax.tree.map(
-        lambda p, t: p.dtype.type(strength) * (p - t.astype(p.dtype)), tree, target
-    )
+    return jax.tree.map(lambda p, t: p.dtype.type(strength) * (p - t.astype(p.dtype)), tree, target)
 
 
 def theirs(tx: Any) -> optax.GradientTransformationExtraArgs:
@@ -119,8 +117,20 @@ def same_bits(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(bits(x), bits(y))
 
 
+def close(a: Any, b: Any) -> None:
+    """Two trees are equal as far as two programs of the same arithmetic are."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-6)
+
+
+def part(tree: Any, index: int) -> Any:
+    """One replica, or one run of a sweep."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
 def masks_of(state: Any) -> dict[str, np.ndarray]:
-    return {path: np.asarray(mask) for path, mask in trees.by_path(jaxprune.get_masks(state)).items()}
+    masks = trees.by_path(jaxprune.get_masks(state))
+    return {path: np.asarray(mask) for path, mask in masks.items()}
 
 
 def kept(state: Any) -> dict[str, int]:
@@ -138,7 +148,12 @@ def on_support(params: Any, state: Any) -> None:
 
 def layout(tree: Any) -> Any:
     """Shape, dtype, weak type and sharding of each array."""
-    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type, x.sharding), tree)
+
+    def of(x: jax.Array) -> tuple[Any, ...]:
+        spec = getattr(x.sharding, "spec", ())
+        return x.shape, x.dtype, x.weak_type, tuple(spec) + (None,) * (x.ndim - len(spec))
+
+    return jax.tree.map(of, tree)
 
 
 def scheduled(total: int, target: int, n: int, end: int, every: int) -> int:
