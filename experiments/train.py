@@ -28,17 +28,16 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       What `training.result` measures on the final params.
 
     Raises:
-      ValueError: if checkpoints would fall between two rows of metrics, or the work directory
-        holds a run of another config.
+      ValueError: if checkpoints or evaluations would fall between two rows of metrics, or the work
+        directory holds a run of another config.
 
     References:
       original.
     """
-    if config.checkpoint_every % config.log_every:
-        raise ValueError(
-            f"`checkpoint_every` must be a multiple of log_every, {config.log_every}, "
-            f"got {config.checkpoint_every}: else a resumed run would log other windows"
-        )
+    for interval in ("checkpoint_every", "evaluate_every"):  # else a resumed run logs other windows
+        if config[interval] % config.log_every:
+            expected = f"be a multiple of log_every, {config.log_every}"
+            raise ValueError(f"`{interval}` must {expected}, got {config[interval]}")
     workdir.mkdir(parents=True, exist_ok=True)
     images, test = (
         data.load(config.data, split) for split in (config.train_split, config.test_split)

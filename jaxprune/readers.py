@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import trees
 from jaxprune.state import seen_by, signals_of, states_of
@@ -271,13 +272,20 @@ def state_shardings(tx: optax.GradientTransformation, abstract_params: Any) -> A
         if getattr(leaf, "sharding", None) is None:
             raise ValueError(wrong("abstract_params", "have a sharding on every leaf", path))
     anywhere = next(iter(params.values())).sharding
-    if isinstance(anywhere, jax.sharding.NamedSharding):
-        anywhere = jax.sharding.NamedSharding(anywhere.mesh, jax.sharding.PartitionSpec())
 
     def sharding(path: str, leaf: Any) -> Any:
-        if trees.is_hole(leaf):
-            return leaf
+        if trees.is_hole(leaf) or not isinstance(anywhere, NamedSharding):
+            return leaf if trees.is_hole(leaf) else anywhere
+        if leaf.sharding is not None:  # on Explicit axes the types tell
+            return NamedSharding(anywhere.mesh, leaf.sharding.spec)
         owner = trees.parameter_of(path, leaf.shape, params)
-        return anywhere if owner is None else params[owner].sharding
+        if owner is None:
+            return NamedSharding(anywhere.mesh, PartitionSpec())
+        spec = (*params[owner].sharding.spec, *[None] * leaf.ndim)
+        kept = [
+            s if n == m else None
+            for s, n, m in zip(spec, leaf.shape, params[owner].shape, strict=False)
+        ]
+        return NamedSharding(params[owner].sharding.mesh, PartitionSpec(*kept))
 
     return trees.map_with_path(sharding, jax.eval_shape(tx.init, abstract_params))

@@ -7,7 +7,7 @@ leaf.
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import path_key
+from jaxprune.trees import uniform_like
 from jaxprune.types import Leaves, Signals, wrong
 
 
@@ -121,10 +121,7 @@ def random(signals: Signals) -> Leaves:
     References:
       Original.
     """
-    return {
-        path: jax.random.uniform(path_key(signals.key, path), mask.shape, jnp.float32)
-        for path, mask in signals.mask.items()
-    }
+    return {path: uniform_like(signals.key, path, mask) for path, mask in signals.mask.items()}
 
 
 def _gradient(signals: Signals, path: str) -> jax.Array:

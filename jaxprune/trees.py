@@ -107,14 +107,17 @@ def parameter_of(slot: str, shape: tuple[int, ...], leaves: Leaves) -> str | Non
       leaves: the parameters by path.
 
     Returns:
-      The longest parameter path that ends the slot's path and has its shape; None if none does.
+      The longest parameter path that ends the slot's path and has its shape, or broadcasts from it
+      (a sum over some axes); None if none does.
     """
-    fits = [
-        path
-        for path, leaf in leaves.items()
-        if leaf.shape == shape and f"/{slot}".endswith(f"/{path}" if path else "")
-    ]
-    return max(fits, key=len, default=None)
+
+    def fits(path: str, leaf: Any) -> bool:
+        same = len(shape) == leaf.ndim and all(
+            n in (m, 1) for n, m in zip(shape, leaf.shape, strict=True)
+        )
+        return same and f"/{slot}".endswith(f"/{path}" if path else "")
+
+    return max((p for p, leaf in leaves.items() if fits(p, leaf)), key=len, default=None)
 
 
 def is_floating(leaf: Any) -> bool:
@@ -246,6 +249,24 @@ def path_key(key: jax.Array, path: str) -> jax.Array:
         # Two words are threefry's, whatever the user's default is.
         key = jax.random.wrap_key_data(key, impl="threefry2x32" if key.shape == (2,) else None)
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def uniform_like(key: jax.Array, path: str, leaf: Any) -> jax.Array:
+    """Uniform numbers for a leaf, in its shape and with its sharding.
+
+    Args:
+      key: typed key, or raw uint32 key data.
+      path: of the leaf.
+      leaf: an array, or its shape and type.
+
+    Returns:
+      float32 in [0, 1), the same numbers on every layout of devices.
+    """
+    chance = jax.random.uniform(path_key(key, path), leaf.shape, jnp.float32)
+    layout = jax.typeof(leaf).sharding if isinstance(leaf, jax.Array) else None
+    if layout is None or layout.mesh.empty or not layout.mesh.are_all_axes_explicit:
+        return chance  # on Auto axes the compiler lays them out
+    return jax.sharding.reshard(chance, layout)
 
 
 OutputAxis = int | Mapping[str, int] | None

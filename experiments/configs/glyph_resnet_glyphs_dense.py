@@ -3,8 +3,9 @@
 Paper: no pruning: what the others are compared with.
 Command: python -m experiments.train --workdir runs/glyph_resnet_glyphs_dense
     --config experiments/configs/glyph_resnet_glyphs_dense.py
-Hardware and time: GLYTIME
-Expect: EXPECT
+Hardware and time: 25 to 35 s on two shared CPU cores, compilation included; the
+    images are rendered once, in 10 s.
+Expect: 87.5 % test accuracy (one seed, measured).
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,9 @@
 Paper: Back, Ahn and Kim, 2023, https://arxiv.org/abs/2306.05056.
 Command: python -m experiments.train --workdir runs/glyph_resnet_glyphs_magnitude_attention
     --config experiments/configs/glyph_resnet_glyphs_magnitude_attention.py
-Hardware and time: GLYTIME
-Expect: EXPECT
+Hardware and time: 25 to 35 s on two shared CPU cores, compilation included; the
+    images are rendered once, in 10 s.
+Expect: 82.8 % test accuracy (one seed, measured).
 """
 
 from ml_collections import ConfigDict

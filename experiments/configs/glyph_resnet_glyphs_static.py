@@ -3,8 +3,9 @@
 Paper: ERK densities of Evci et al., 2020, https://arxiv.org/abs/1911.11134.
 Command: python -m experiments.train --workdir runs/glyph_resnet_glyphs_static
     --config experiments/configs/glyph_resnet_glyphs_static.py
-Hardware and time: GLYTIME
-Expect: EXPECT
+Hardware and time: 25 to 35 s on two shared CPU cores, compilation included; the
+    images are rendered once, in 10 s.
+Expect: 68.9 % test accuracy (one seed, measured).
 """
 
 from ml_collections import ConfigDict

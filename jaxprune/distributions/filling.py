@@ -135,8 +135,9 @@ class Filling:
         if self.kind == "global":
             return {**fixed, REST: rounded(rest)}
         values = {path: d * sizes[path] for path, d in self.solve(rest).items()}
-        if isinstance(rest, Fraction) and self.kind == "erk":
-            spread = _largest_remainder(values, int(rest))
+        if self.kind == "erk":
+            exact = isinstance(rest, Fraction)
+            spread = _largest_remainder(values, int(rest)) if exact else _traced_remainder(values)
         else:
             spread = {path: rounded(value) for path, value in values.items()}
         return {path: fixed.get(path, spread.get(path)) for path in self.shapes}
@@ -194,3 +195,12 @@ def _largest_remainder(values: Mapping[str, Fraction], total: int) -> dict[str, 
     for path in by_remainder[: total - sum(counts.values())]:
         counts[path] += 1
     return counts
+
+
+def _traced_remainder(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """`_largest_remainder` of numbers that are not known yet; their total is their sum, rounded."""
+    exact = jnp.stack(list(values.values()))
+    counts = jnp.floor(exact).astype(jnp.int32)
+    missing = jnp.round(jnp.sum(exact)).astype(jnp.int32) - jnp.sum(counts)
+    place = jnp.argsort(jnp.argsort(counts - exact))  # one number a leaf, not one an entry
+    return dict(zip(values, counts + (place < missing), strict=True))

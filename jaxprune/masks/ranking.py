@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune.masks.counting import Density, arrays, count_of, counts_of, sizes_of
 from jaxprune.selection import Ranked, keep_largest
-from jaxprune.trees import Tree, by_path, from_paths, path_key
+from jaxprune.trees import Tree, by_path, from_paths, uniform_like
 from jaxprune.types import REST, Count, Counts, wrong
 
 
@@ -113,7 +113,7 @@ def random(key: jax.Array, tree: Tree, density: Density) -> Tree:
       Original.
     """
     leaves = by_path(tree)
-    chance = {path: _chance(path_key(key, path), leaf) for path, leaf in leaves.items()}
+    chance = {path: uniform_like(key, path, leaf) for path, leaf in leaves.items()}
     return from_paths(tree, largest(chance, counts_of(sizes_of(chance), density)))
 
 
@@ -236,14 +236,6 @@ def _without(leaf: jax.Array | Ranked, taken: jax.Array | None) -> jax.Array | R
     leaf = leaf if isinstance(leaf, Ranked) else Ranked(leaf)
     left = ~taken if leaf.candidates is None else leaf.candidates & ~taken
     return leaf._replace(candidates=left)
-
-
-def _chance(key: jax.Array, leaf: Any) -> jax.Array:
-    """Uniform numbers in the shape of a leaf, and where it is an array with its sharding."""
-    chance = jax.random.uniform(key, leaf.shape, jnp.float32)
-    if not isinstance(leaf, jax.Array):
-        return chance
-    return jnp.where(jnp.ones_like(leaf, dtype=bool), chance, jnp.zeros_like(chance))
 
 
 def _nonzero(x: jax.Array) -> jax.Array:

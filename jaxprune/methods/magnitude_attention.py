@@ -12,7 +12,7 @@ from jaxprune import scores
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.masks import largest
 from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
-from jaxprune.schedules import timeline
+from jaxprune.schedules import When, timeline
 from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where
@@ -117,7 +117,9 @@ def magnitude_attention(
     one_of("masked", masked, ("floor", "own"))
     one_of("attention_on", attention_on, ("gradient", "update") if inner else ("update",))
     one_of("dead_units", dead_units, ("hold", "move"))
+    when = refreshes(every, schedule, exploit_at)
     attention = _Attention(
+        when,
         schedule,
         exploit_at,
         strength,
@@ -128,7 +130,7 @@ def magnitude_attention(
         units=guard(output_axis),
     )
     largest_stay = MaskUpdate(
-        when=refreshes(every, schedule, exploit_at),
+        when=when,
         score=scores.magnitude,
         count=Budget(schedule, distribution, overrides, min_density),
         select=partial(largest, min_density=min_density),
@@ -150,6 +152,7 @@ def magnitude_attention(
 class _Attention(NamedTuple):
     """How much each weight counts, in the forward pass and in the backward pass or the update."""
 
+    when: When
     schedule: Schedule
     exploit_at: int | None
     strength: Any
@@ -204,8 +207,9 @@ class _Attention(NamedTuple):
         return {"floor": jnp.ones(()), "top": top, **self.units.init(mask)}
 
     def remember(self, s: Signals) -> dict[str, Any]:
-        """lb, the maxima and the living units of this refresh."""
-        density = 1 - jnp.asarray(self.schedule(s.step), jnp.float32)
+        """lb, maxima and living units of this refresh; on the first update, of the start."""
+        age = jnp.where(self.when(s.step), s.step, 0)
+        density = 1 - jnp.asarray(self.schedule(age), jnp.float32)
         floor = jnp.maximum(density**self.strength, _LEAST_FLOOR)
         top = {path: largest_magnitude(s.dense[path]) for path in s.mask}
         return {"floor": floor, "top": top, **self.units.update(s)}

@@ -60,7 +60,7 @@ def keep_largest(
     read = [_still(leaves[i]) for i in full]
     used = sorted({groups[i] for i in full})
     numbers = [used.index(groups[i]) for i in full]
-    wanted = _clipped([counts[group] for group in used], read, numbers)
+    wanted = jnp.stack([_wanted(counts[group]) for group in used])
     lowering = chunked if _on_one_cpu() else natural
     found = lowering.keep_largest(read, wanted, numbers, order_of(read))
     for i, mask in zip(full, found):
@@ -99,27 +99,11 @@ def _still(leaf: Ranked) -> Ranked:
     return leaf._replace(values=lax.stop_gradient(leaf.values))
 
 
-def _clipped(counts: Sequence[Count], leaves: Sequence[Ranked], groups: Sequence[int]) -> jax.Array:
-    """The counts as uint32, between none and all candidates of the group."""
-    clipped = []
-    for number, count in enumerate(counts):
-        mine = [leaf for leaf, group in zip(leaves, groups) if group == number]
-        size = sum(leaf.values.size for leaf in mine if leaf.candidates is None)
-        most = jnp.uint32(size) + sum(
-            (
-                jnp.sum(leaf.candidates, dtype=jnp.uint32)
-                for leaf in mine
-                if leaf.candidates is not None
-            ),
-            jnp.uint32(0),
-        )
-        everything = sum(leaf.values.size for leaf in mine)
-        if isinstance(count, int | np.integer):
-            count = np.uint32(min(max(int(count), 0), everything))
-        else:
-            count = jnp.maximum(count, jnp.zeros_like(count)).astype(jnp.uint32)
-        clipped.append(jnp.minimum(count, most))
-    return jnp.stack(clipped)
+def _wanted(count: Count) -> jax.Array:
+    """A count as uint32, not below zero and not above what 32 bits hold."""
+    if isinstance(count, int | np.integer):
+        return jnp.uint32(min(max(int(count), 0), 2**32 - 1))
+    return jnp.maximum(count, jnp.zeros_like(count)).astype(jnp.uint32)
 
 
 def any_nan(scores: Sequence[jax.Array | Ranked]) -> jax.Array:

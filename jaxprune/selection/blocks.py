@@ -29,14 +29,12 @@ class Blocks(NamedTuple):
 
     Attributes:
       leaves: the leaves as flat arrays.
-      mains: their whole blocks, as flat arrays; None where there is none.
       rests: codes of what is left of the leaves named in `with_rest`, padded with 0, `[R, BLOCK]`.
       with_rest: the numbers of the leaves that are no multiple of a block.
       order: the order of the scores.
     """
 
     leaves: list[Ranked]
-    mains: list[Ranked | None]
     rests: jax.Array
     with_rest: list[int]
     order: Order
@@ -55,18 +53,11 @@ class Blocks(NamedTuple):
 def split(leaves: Sequence[Ranked], order: Order) -> Blocks:
     """Cuts leaves into blocks."""
     flat = [_each(leaf, lambda x: x.reshape(-1)) for leaf in leaves]
-    mains, rests, with_rest = [], [], []
-    for i, leaf in enumerate(flat):
-        size = leaf.values.size
-        main = size // BLOCK * BLOCK
-        mains.append(_part(leaf, 0, main) if main else None)
-        if main < size:
-            codes = codes_of(_part(leaf, main, size), order)
-            rests.append(jnp.pad(codes, (0, BLOCK - codes.size)))
-            with_rest.append(i)
+    with_rest = [i for i, leaf in enumerate(flat) if leaf.values.size % BLOCK]
+    rests = [_rest(flat[i], order) for i in with_rest]
     empty = jnp.zeros((0, BLOCK), order.unsigned)
     rest = lax.optimization_barrier(jnp.stack(rests)) if rests else empty
-    return Blocks(flat, mains, rest, with_rest, order)
+    return Blocks(flat, rest, with_rest, order)
 
 
 def _each(leaf: Ranked, change: Callable[[jax.Array], jax.Array]) -> Ranked:
@@ -74,10 +65,16 @@ def _each(leaf: Ranked, change: Callable[[jax.Array], jax.Array]) -> Ranked:
     return Ranked(change(leaf.values), leaf.magnitude, candidates)
 
 
-def _part(leaf: Ranked, start: int, stop: int) -> Ranked:
-    if (start, stop) == (0, leaf.values.size):
-        return leaf
-    return _each(leaf, lambda x: lax.slice(x, (start,), (stop,)))
+def _whole(x: jax.Array) -> jax.Array:
+    """The whole blocks of a flat array."""
+    return lax.slice(x, (0,), (x.size // BLOCK * BLOCK,))
+
+
+def _rest(leaf: Ranked, order: Order) -> jax.Array:
+    """The codes of what is left of a flat leaf, as one block."""
+    start = leaf.values.size // BLOCK * BLOCK
+    codes = codes_of(_each(leaf, lambda x: lax.slice(x, (start,), x.shape)), order)
+    return jnp.pad(codes, (0, BLOCK - codes.size))
 
 
 def _keys(leaf: Ranked, order: Order) -> jax.Array:
@@ -143,10 +140,12 @@ def candidates(blocks: Blocks) -> jax.Array:
     def columns(leaf: Ranked) -> jax.Array:
         if leaf.candidates is None:
             return jnp.full((leaf.values.size // BLOCK, _COLUMNS), BLOCK // _COLUMNS, jnp.int8)
-        return _columns(leaf.candidates)
+        return _columns(_whole(leaf.candidates))
 
     rests = jnp.sum(blocks.rests > blocks.order.unsigned.type(OUTSIDE), axis=1, dtype=jnp.uint32)
-    return _joined(blocks, [columns(leaf) for leaf in blocks.mains if leaf is not None], rests)
+    return _joined(
+        blocks, [columns(leaf) for leaf in blocks.leaves if leaf.values.size >= BLOCK], rests
+    )
 
 
 def count_above(blocks: Blocks, codes: jax.Array, read: jax.Array) -> jax.Array:
@@ -163,8 +162,8 @@ def count_above(blocks: Blocks, codes: jax.Array, read: jax.Array) -> jax.Array:
     keys = _keys_of(codes, blocks.leaves, blocks.order)
     columns = [
         _columns_above(leaf, keys, number, read, blocks.order)
-        for leaf, number in zip(blocks.mains, _numbers(len(blocks.mains)), strict=True)
-        if leaf is not None
+        for leaf, number in zip(blocks.leaves, _numbers(len(blocks.leaves)), strict=True)
+        if leaf.values.size >= BLOCK
     ]
     numbers = np.asarray(blocks.with_rest, int)
     rests = jnp.sum(blocks.rests > codes[numbers][:, None], axis=1, dtype=jnp.uint32)
@@ -182,8 +181,8 @@ def _columns_above(
     def count() -> jax.Array:
         # The barrier keeps XLA from computing all keys once, outside the loop, and storing them.
         values, chosen, limits = lax.optimization_barrier((leaf.values, leaf.candidates, keys))
-        hits = _keys(Ranked(values, leaf.magnitude), order) > _at(limits, number)
-        return _columns(hits if chosen is None else hits & chosen)
+        hits = _keys(Ranked(_whole(values), leaf.magnitude), order) > _at(limits, number)
+        return _columns(hits if chosen is None else hits & _whole(chosen))
 
     zeros = jnp.zeros((leaf.values.size // BLOCK, _COLUMNS), jnp.int8)
     zeros = varying_like(zeros, (leaf, keys, read))
@@ -200,13 +199,9 @@ def _joined(blocks: Blocks, columns: list[jax.Array], rests: jax.Array) -> jax.A
     whole = jnp.sum(jnp.concatenate(joined), axis=1, dtype=jnp.uint32)
     if not blocks.with_rest:
         return whole
-    owners = [
-        i
-        for i, x in enumerate(blocks.mains)
-        if x is not None
-        for _ in range(x.values.size // BLOCK)
-    ]
-    place = np.argsort(np.asarray(owners + blocks.with_rest), kind="stable")
+    whole_lengths = [leaf.values.size // BLOCK for leaf in blocks.leaves]
+    owners = np.repeat(np.arange(len(blocks.leaves)), whole_lengths)
+    place = np.argsort(np.concatenate([owners, blocks.with_rest]), kind="stable")
     return jnp.concatenate([whole, rests])[place]
 
 

@@ -57,7 +57,7 @@ def keep_largest(
 
     Args:
       leaves: the scores, none empty.
-      counts: how many to keep in each group, at most the number of its candidates; `uint32[G]`.
+      counts: how many to keep in each group, `uint32[G]`.
       groups: the group of each leaf.
       order: the order of the scores.
 
@@ -71,9 +71,11 @@ def keep_largest_and_passes(
     leaves: Sequence[Ranked], counts: jax.Array, groups: Sequence[int], order: Order
 ) -> tuple[list[jax.Array], jax.Array]:
     """As `keep_largest`, with the number of passes over the scores."""
-    blocks = split(leaves, order)
-    found = _narrow(blocks, counts, groups)
-    numbers = np.asarray(groups)
+    blocks, numbers = split(leaves, order), np.asarray(groups)
+    everything = candidates(blocks)
+    most = group_sums(per_leaf(blocks, everything), groups, len(counts))
+    counts = jnp.minimum(counts, most)
+    found = _narrow(blocks, everything, counts, groups)
     above_low, above_high = (per_leaf(blocks, x) for x in (found.above_low, found.above_high))
     exact = group_sums(above_low, groups, len(counts)) == counts
     cuts = jnp.where(exact, found.low, found.high)[numbers]
@@ -85,7 +87,9 @@ def keep_largest_and_passes(
     return [mask.reshape(s) for mask, s in zip(masks, shapes, strict=True)], found.passes
 
 
-def _narrow(blocks: Blocks, counts: jax.Array, groups: Sequence[int]) -> Bracket:
+def _narrow(
+    blocks: Blocks, everything: jax.Array, counts: jax.Array, groups: Sequence[int]
+) -> Bracket:
     """Passes over the scores until each bracket holds one code, or separates exactly k scores."""
     numbers, number, order = np.asarray(groups), len(counts), blocks.order
     sample = thresholds.sample(blocks.leaves, groups, number, order)
@@ -118,7 +122,6 @@ def _narrow(blocks: Blocks, counts: jax.Array, groups: Sequence[int]) -> Bracket
             (at == at_low) | (at == at_high),
         )
 
-    everything = candidates(blocks)
     start = Bracket(
         jnp.int32(0),
         jnp.zeros(number, order.unsigned),

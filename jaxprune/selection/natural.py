@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.selection.keys import OUTSIDE, Order, Ranked, codes_of
-from jaxprune.selection.limits import shares, varying_like
+from jaxprune.selection.limits import group_sums, shares, varying_like
 
 _DIGIT = 4
 """Bits found in one pass."""
@@ -26,13 +26,15 @@ def keep_largest(
 
     Args:
       leaves: the scores, none empty.
-      counts: how many to keep in each group, at most the number of its candidates; `uint32[G]`.
+      counts: how many to keep in each group, `uint32[G]`.
       groups: the group of each leaf.
       order: the order of the scores.
 
     Returns:
       Bool masks of the leaves' shapes.
     """
+    everything = [_candidates(leaf) for leaf in leaves]
+    counts = jnp.minimum(counts, group_sums(jnp.stack(everything), groups, len(counts)))
 
     def group_counts(thresholds: jax.Array) -> jax.Array:
         reached = [_count(codes_of(x, order), thresholds[g]) for x, g in zip(leaves, groups)]
@@ -52,6 +54,12 @@ def keep_largest(
         _mask(codes_of(leaf, order), cuts[group], limit)
         for leaf, group, limit in zip(leaves, groups, limits)
     ]
+
+
+def _candidates(leaf: Ranked) -> jax.Array:
+    if leaf.candidates is None:
+        return jnp.uint32(leaf.values.size)
+    return jnp.sum(leaf.candidates, dtype=jnp.uint32)
 
 
 def _count(codes: jax.Array, thresholds: jax.Array) -> jax.Array:

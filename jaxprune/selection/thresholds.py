@@ -110,7 +110,9 @@ def choose(
     middle = state.low + (state.high - state.low) // order.unsigned.type(2)
     secant, usable = _secant(state, wanted, inside, order)
     usable &= ~state.stuck
-    by_sample = (sampled > 0) & (~usable | ((state.passes < _SAMPLED_PASSES) & (sampled >= _ENOUGH)))
+    by_sample = (sampled > 0) & (
+        ~usable | ((state.passes < _SAMPLED_PASSES) & (sampled >= _ENOUGH))
+    )
     secant = _on_grain(jnp.where(usable, secant, middle), state, drawn.grain, order)
 
     def from_sample() -> jax.Array:
