@@ -40,7 +40,7 @@ def demo(workdir: pathlib.Path, seeds: int, steps: int | None = None) -> list[di
     config = common.digits_mlp("magnitude_attention", sparsity=_SPARSITY)
     config.steps = steps or config.steps
     rows = compare.compare(config, workdir, methods=_METHODS, sparsities=[_SPARSITY], seeds=seeds)
-    print("\n" + report.table(rows) + "\n\nDifferences, seed by seed, with their standard errors:")
+    print("\n" + report.table(rows) + "\n\nDifferences, seed by seed:")
     print(*report.findings(rows), sep="\n")
     _caution(rows)
 
@@ -55,21 +55,23 @@ def demo(workdir: pathlib.Path, seeds: int, steps: int | None = None) -> list[di
 
 
 def _emptied(workdir: pathlib.Path) -> None:
-    """Start anew where an earlier demo stood, and only there."""
-    if not workdir.exists():
-        return
-    if any(workdir.iterdir()) and not (workdir / "recipe.json").exists():
+    """Start anew where an earlier demo left its mark, and only there."""
+    mark = workdir / ".demo"
+    if mark.exists():
+        shutil.rmtree(workdir)
+    elif workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"`workdir` must be new or hold an earlier demo, got {str(workdir)!r}")
-    shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 def _caution(rows: list[dict[str, Any]]) -> None:
     seeds = len({row["seed"] for row in rows})
     print(
         f"\nThe task is small: {seeds} seeds, and one test image is 0.2 points. It shows that the "
-        "methods run and end\nexactly at their sparsity; which is best, it shows within the errors "
-        "above and on this task only.\nMasks make a network sparse, not fast: ordinary hardware "
-        "multiplies the zeros too."
+        "methods run and\nend exactly at their sparsity; which is best, only as far as the "
+        "intervals say, and on this task.\nMasks make a network sparse, not fast: ordinary "
+        "hardware multiplies the zeros too."
     )
 
 

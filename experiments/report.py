@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Row = Mapping[str, Any]
 
@@ -76,8 +77,8 @@ def table(rows: Sequence[Row]) -> str:
 def findings(rows: Sequence[Row]) -> list[str]:
     """Paired differences between methods, and which of them the seeds can tell from nothing.
 
-    Seeds share initial weights and the order of the data, so differences are taken seed by seed. A
-    difference smaller than twice its standard error is called what it is.
+    Seeds share initial weights and the order of the data, so differences are taken seed by seed.
+    Where Student's 95 % interval of their mean holds 0, the methods are not told apart.
 
     Args:
       rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``.
@@ -94,9 +95,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
       ...     for method, values in accuracies.items()
       ...     for seed, accuracy in enumerate(values)
       ... ]
-      >>> for sentence in report.findings(rows):
-      ...     print(sentence)
-      90 %: magnitude_attention - random = +10.0 ± 0.6 points over 3 seeds: ahead
+      >>> print(report.findings(rows)[0])
+      90 %: magnitude_attention - random = +10.0 points (95 % interval +7.5 to +12.5, 3 seeds):
+      ahead
 
     References:
       original.
@@ -115,9 +116,10 @@ def _difference(rows: Sequence[Row], one: str, other: str, target: float) -> str
     gaps = [a[seed] - b[seed] for seed in a if seed in b]
     if len(gaps) < 2:
         return ""
-    mean, error = float(np.mean(gaps)), float(np.std(gaps, ddof=1) / np.sqrt(len(gaps)))
+    mean = float(np.mean(gaps))
+    reach = float(stats.t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / np.sqrt(len(gaps)))
     verdict = "not told apart"
-    if abs(mean) > 2 * error:
+    if abs(mean) > reach:
         verdict = "ahead" if mean > 0 else "behind"
-    told = f"{mean:+.1f} ± {error:.1f} points over {len(gaps)} seeds"
-    return f"{100 * target:g} %: {one} - {other} = {told}: {verdict}"
+    interval = f"95 % interval {mean - reach:+.1f} to {mean + reach:+.1f}, {len(gaps)} seeds"
+    return f"{100 * target:g} %: {one} - {other} = {mean:+.1f} points ({interval}): {verdict}"

@@ -54,12 +54,10 @@ class Spec:
         values: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the parts; a method's name and values take their place in comparisons."""
-        self.parts, self.method, self.values = parts, method, dict(values or {})
+        self.parts, self.method = parts, method
+        self.values = {name: _settled(value) for name, value in (values or {}).items()}
+        self._identity = _canonical(tuple(parts) if method is None else self.values)
         _register_with_flax()
-
-    @functools.cached_property
-    def _identity(self) -> Any:
-        return _canonical(tuple(self.parts) if self.method is None else self.values)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -89,6 +87,13 @@ class Spec:
 def _from_method(method: Callable[..., Any], values: dict[str, Any]) -> Spec:
     inner = None if values["inner"] is None else optax.identity()
     return method(**(values | {"inner": inner})).init.__self__.spec
+
+
+def _settled(value: Any) -> Any:
+    """A number for an array of one, which its owner may donate; anything else as it is."""
+    if isinstance(value, jax.Array) and value.ndim == 0 and not is_traced(value):
+        return float(str(np.asarray(value))) if trees.is_floating(value) else value.item()
+    return value
 
 
 def _digest(array: Any) -> str:

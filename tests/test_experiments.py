@@ -427,9 +427,13 @@ def test_the_demo_empties_only_what_is_a_demo(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").touch()
+    (mine / "recipe.json").touch()  # a comparison is hours of work, and no demo
     with pytest.raises(ValueError, match="`workdir` must be new or hold an earlier demo"):
         demo.demo(mine, seeds=1)
     assert (mine / "thesis.tex").exists()
+    (mine / ".demo").touch()
+    demo._emptied(mine)
+    assert [path.name for path in mine.iterdir()] == [".demo"]
 
 
 def test_the_demo_notices_a_network_that_is_not_the_one_it_saved():

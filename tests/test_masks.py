@@ -15,6 +15,7 @@ import oracle
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from samples import HARD, assert_equal, hard, normal
 
 from jaxprune import masks
 from jaxprune.selection import Ranked
@@ -23,29 +24,12 @@ from jaxprune.types import REST
 # Selection is compiled once for its shapes, which takes seconds: most tests share these leaves, or
 # one of 64 entries, or 16 blocks.
 SHAPES = ((3, 5), (0, 3), (64,))
-HARD = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, 1.0, -1.0, 1e-40, -1e-40, 2.0)
 seeds = st.integers(0, 2**31)
 densities = st.integers(0, 100).map(lambda percent: percent / 100)
 
 
-def normal(seed, shape=(64,)):
-    """Scores without ties."""
-    return np.random.default_rng(seed).permutation(math.prod(shape)).reshape(shape).astype("f4")
-
-
-def hard(seed, shape):
-    """Scores full of ties, NaN, infinities, signed zeros and denormals."""
-    return np.random.default_rng(seed).choice(np.array(HARD, "f4"), shape)
-
-
 def tree(seed, make=hard):
     return {f"leaf{i}": make([seed, i], shape) for i, shape in enumerate(SHAPES)}
-
-
-def assert_equal(masked, expected):
-    for mask, reference in zip(jax.tree.leaves(masked), expected, strict=True):
-        assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, reference)
 
 
 @given(seeds, densities)
@@ -79,65 +63,6 @@ def test_each_leaf_keeps_its_least_and_the_tree_its_number(seed, floor, more):
     masked = masks.global_topk(scores, count / size, min_density=floor)
     assert_equal(masked, oracle.global_topk(leaves, count, floors))
     assert sum(int(mask.sum()) for mask in masked.values()) == count
-
-
-@given(seeds, st.integers(1, 5), st.data())
-@settings(max_examples=25)
-def test_n_of_m_keeps_the_first_of_each_group(seed, m, data):
-    n = data.draw(st.integers(0, m))
-    axis = data.draw(st.integers(-3, 2))
-    shape = [2, 3, 2]
-    shape[axis] = 2 * m
-    scores = hard(seed, shape)
-    masked = masks.n_of_m(scores, n, m, axis)
-    np.testing.assert_array_equal(masked, oracle.n_of_m(scores, n, m, axis))
-
-
-def test_n_of_m_of_large_groups():
-    scores = hard(0, (3, 200))
-    for n, m in ((7, 40), (30, 100), (0, 200), (200, 200)):
-        np.testing.assert_array_equal(masks.n_of_m(scores, n, m), oracle.n_of_m(scores, n, m, -1))
-
-
-def test_one_of_one_keeps_everything():
-    assert masks.n_of_m(hard(0, (4,)), 1, 1).all()
-
-
-@given(seeds, densities, st.sampled_from([(2, 3), (9,)]))
-@settings(max_examples=30)
-def test_block_keeps_the_blocks_of_the_highest_mean(seed, density, shape):
-    scores = np.random.default_rng(seed).integers(-8, 8, (3, 5, 4)) * 12.0  # exact means
-    masked = masks.block(scores.astype("f4"), density, shape)
-    np.testing.assert_array_equal(masked, oracle.block(scores, density, shape))
-
-
-def test_a_ragged_block_counts_whole_and_by_the_entries_it_has():
-    scores = np.ones(61, "f4")
-    scores[60] = 1.5  # alone in its block
-    assert np.flatnonzero(masks.block(scores, 1 / 16, (4,))).tolist() == [60]
-    scores[60] = 0.5
-    assert np.flatnonzero(~masks.block(scores, 15 / 16, (4,))).tolist() == [60]
-
-
-def test_a_block_with_a_nan_ranks_last_and_infinities_count():
-    scores = np.zeros(64, "f4")
-    scores[:16:2] = np.nan, 99, 1, 1, np.inf, 99, -np.inf, 99
-    kept = {k: np.asarray(masks.block(scores, k / 16, (4,)))[:16:4] for k in (1, 2, 14, 15, 16)}
-    assert {k: np.flatnonzero(blocks).tolist() for k, blocks in kept.items()} == {
-        1: [2],
-        2: [1, 2],
-        14: [1, 2],
-        15: [1, 2, 3],
-        16: [0, 1, 2, 3],
-    }
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_blocks_of_narrow_scores_are_averaged_in_float32(dtype):
-    scores = np.ones((16, 256), dtype)
-    scores[5], scores[5, 7] = 0.5, 256  # a mean of 1.498
-    mask = masks.block(jnp.asarray(scores.reshape(-1)), 1 / 16, (256,))
-    assert np.asarray(mask).reshape(16, 256).all(1).tolist() == [i == 5 for i in range(16)]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -181,15 +106,6 @@ def test_only_the_order_of_scores_matters(name, seed):
     grown = {path: np.float32(1.01) ** leaf for path, leaf in scores.items()}
     before, after = FUNCTIONS[name](scores), FUNCTIONS[name](grown)
     jax.tree.map(np.testing.assert_array_equal, before, after)
-
-
-@given(seeds)
-@settings(max_examples=10)
-def test_blocks_are_the_same_for_any_unit_of_the_scores(seed):
-    scores = normal(seed)
-    np.testing.assert_array_equal(
-        masks.block(scores, 0.3, (4,)), masks.block(2 * scores + 1, 0.3, (4,))
-    )
 
 
 @given(seeds, densities)
@@ -432,29 +348,3 @@ SCORES = {"a": {"kernel": jnp.ones((6, 4))}}
 def test_what_wrong_input_gets(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-@pytest.mark.several_devices
-@pytest.mark.parametrize("explicit", [True, False])
-def test_sharded_leaves_give_the_same_masks(explicit):
-    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
-    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    scores = {"a": jnp.asarray(hard(0, (16, 12))), "b": jnp.asarray(hard(1, (8, 4, 4)))}
-    sharded = {path: jax.device_put(leaf, spec) for path, leaf in scores.items()}
-    functions = {
-        "topk": lambda x: masks.topk(x, 0.3),
-        "global_topk": lambda x: masks.global_topk(x, 0.3, min_density=0.1),
-        "n_of_m": lambda x: masks.n_of_m(x, 2, 4),
-        "random": lambda x: masks.random(jax.random.key(0), x, 0.3),
-        "block": lambda x: masks.block(x, 0.3, (2, 2)),
-        "nonzero": masks.nonzero,
-    }
-    with jax.set_mesh(mesh):
-        for name, function in functions.items():
-            expected = function(scores)
-            masked = jax.block_until_ready(jax.jit(function)(sharded))
-            for path in scores:
-                np.testing.assert_array_equal(masked[path], expected[path], err_msg=name)
-                if explicit:
-                    assert masked[path].sharding.is_equivalent_to(spec, masked[path].ndim), name

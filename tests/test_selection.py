@@ -215,9 +215,12 @@ def test_temporaries_are_small(variant):
 
     compiled = jax.jit(masks).lower(leaves, chosen, jnp.int32(5)).compile()
     size = sum(x.size for x in leaves)
-    assert compiled.memory_analysis().output_size_in_bytes >= size
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.1 * size
-    assert not re.search(r"\bsort\(", compiled.as_text())
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None
+    assert text is not None
+    assert memory.output_size_in_bytes >= size
+    assert memory.temp_size_in_bytes <= 0.1 * size
+    assert not re.search(r"\bsort\(", text)
 
 
 def test_new_counts_do_not_retrace(lowering):
@@ -259,11 +262,15 @@ def test_under_vmap_scan_cond_grad_and_without_jit(lowering):
     np.testing.assert_array_equal(slope, expected[2].astype(np.float32))
 
 
-def test_any_nan_looks_only_at_candidates():
+def test_any_nan_looks_only_at_candidates(lowering):
     x = jnp.asarray([[1.0, jnp.nan], [jnp.inf, 0.0]])
     assert any_nan([jnp.zeros(3), x])
     assert not any_nan([jnp.zeros(3), Ranked(x, True, ~jnp.isnan(x))])
     assert not any_nan([])
+    for place in (0, 1023, 2000, 2099):
+        large = jnp.zeros(2100).at[place].set(-jnp.nan)
+        assert any_nan([large])
+        assert not any_nan([Ranked(large, candidates=jnp.arange(2100) != place)])
 
 
 def test_written_marks_what_is_no_candidate():
@@ -324,6 +331,7 @@ def test_sharded_leaves_are_not_gathered(axis_type):
     with jax.set_mesh(mesh):
         compiled = masks.lower(leaves, np.asarray([3, 5], np.int32)).compile()
         text = compiled.as_text()
+        assert text is not None
         assert "all-reduce" in text
         assert not re.search("all-gather|all-to-all|collective-permute", text)
         for ks in ([0, 5], [77, 100], [311, 150], [9999, 1]):

@@ -200,7 +200,8 @@ def _largest_remainder(values: Mapping[str, Fraction], total: int) -> dict[str, 
 def _traced_remainder(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """`_largest_remainder` of numbers that are not known yet; their total is their sum, rounded."""
     exact = jnp.stack(list(values.values()))
-    counts = jnp.floor(exact).astype(jnp.int32)
-    missing = jnp.round(jnp.sum(exact)).astype(jnp.int32) - jnp.sum(counts)
-    place = jnp.argsort(jnp.argsort(counts - exact))  # one number a leaf, not one an entry
-    return dict(zip(values, counts + (place < missing), strict=True))
+    floors = jnp.floor(exact)
+    counts = floors.astype(jnp.int32)
+    missing = jnp.round(jnp.sum(exact)).astype(jnp.int32) - jnp.sum(counts, dtype=jnp.int32)
+    place = jnp.argsort(jnp.argsort(floors - exact))  # one number a leaf, not one an entry
+    return dict(zip(values, counts + (place < missing).astype(jnp.int32), strict=True))

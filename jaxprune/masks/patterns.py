@@ -92,9 +92,10 @@ def block(scores: Tree, density: Density, shape: Sequence[int]) -> Tree:
     """
     leaves = arrays(scores)
     shapes = {path: _block_shape(path, leaf.shape, shape) for path, leaf in leaves.items()}
-    means = {path: _block_means(leaf, shapes[path]) for path, leaf in leaves.items()}
+    means = {path: _block_means(_gathered(leaf), shapes[path]) for path, leaf in leaves.items()}
     kept = largest(means, counts_of(sizes_of(means), density))
     masks = {p: _spread_blocks(kept[p], shapes[p], leaf.shape) for p, leaf in leaves.items()}
+    masks = {path: _placed_like(leaves[path], mask) for path, mask in masks.items()}
     return from_paths(scores, masks)
 
 
@@ -107,11 +108,12 @@ def _first_of_groups(path: str, leaf: jax.Array, n: int, m: int, axis: int) -> j
     if shape[axis] % m:
         expected = f"have a multiple of m = {m} entries along axis {axis} of '{path}'"
         raise ValueError(wrong("scores", expected, shape[axis]))
-    return _ahead_of_others(leaf, n, m, axis)
+    return _placed_like(leaf, _first_by_code(_gathered(leaf, axis), n, m, axis))
 
 
 @functools.partial(jax.jit, static_argnames=("n", "m", "axis"), inline=True)
-def _ahead_of_others(leaf: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+def _first_by_code(leaf: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    """By comparing each entry with each of its group, without a sort."""
     shape = leaf.shape
     codes = codes_of(Ranked(leaf), order_of([Ranked(leaf)]))
     codes = codes.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
@@ -160,3 +162,16 @@ def _spread_blocks(
     for axis, extent in enumerate(block_shape):
         kept = jnp.repeat(kept, extent, axis, total_repeat_length=kept.shape[axis] * extent)
     return kept[tuple(slice(size) for size in shape)]
+
+
+def _gathered(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """Whole on each device where an axis that is to be split, or any, is sharded by its type."""
+    spec = [*jax.typeof(x).sharding.spec]
+    sharded = any(spec) if axis is None else bool(spec[axis])
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if sharded else x
+
+
+def _placed_like(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mask where its leaf lies."""
+    spec = jax.typeof(x).sharding.spec
+    return jax.sharding.reshard(mask, spec) if any(spec) else mask

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.selection import chunked, natural
+from jaxprune.selection import blocks, chunked, natural
 from jaxprune.selection.keys import Ranked, order_of
 from jaxprune.types import Count, wrong
 
@@ -63,7 +63,7 @@ def keep_largest(
     wanted = jnp.stack([_wanted(counts[group]) for group in used])
     lowering = chunked if _on_one_cpu() else natural
     found = lowering.keep_largest(read, wanted, numbers, order_of(read))
-    for i, mask in zip(full, found):
+    for i, mask in zip(full, found, strict=True):
         masks[i] = mask
     return masks
 
@@ -129,7 +129,8 @@ def any_nan(scores: Sequence[jax.Array | Ranked]) -> jax.Array:
     for score in scores:
         leaf = score if isinstance(score, Ranked) else Ranked(score)
         nan = jnp.isnan(leaf.values)
-        found |= jnp.any(nan if leaf.candidates is None else nan & leaf.candidates)
+        nan = nan if leaf.candidates is None else nan & leaf.candidates
+        found |= blocks.any_true(nan) if _on_one_cpu() else jnp.any(nan)
     return found
 
 

@@ -175,6 +175,13 @@ def _columns(hits: jax.Array) -> jax.Array:
     return lax.reduce(rows, np.int8(0), lax.add, (1,))
 
 
+def any_true(hits: jax.Array) -> jax.Array:
+    """Whether a bool array that nobody has written yet holds True; `jnp.any` would write it."""
+    flat = hits.reshape(-1)
+    rest = jnp.any(lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape))
+    return rest | jnp.any(_columns(_whole(flat)) != np.int8(0))
+
+
 def _columns_above(
     leaf: Ranked, keys: jax.Array, number: jax.Array, read: jax.Array, order: Order
 ) -> jax.Array:

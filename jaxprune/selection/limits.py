@@ -1,4 +1,4 @@
-"""What both lowerings share: who gets the places that are left for equal scores, and small change."""
+"""What both lowerings share: who gets the places left for equal scores, sums over groups."""
 
 from collections.abc import Sequence
 from typing import Any

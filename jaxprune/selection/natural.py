@@ -37,14 +37,18 @@ def keep_largest(
     counts = jnp.minimum(counts, group_sums(jnp.stack(everything), groups, len(counts)))
 
     def group_counts(thresholds: jax.Array) -> jax.Array:
-        reached = [_count(codes_of(x, order), thresholds[g]) for x, g in zip(leaves, groups)]
-        return jnp.stack(
-            [sum(c for c, g in zip(reached, groups) if g == group) for group in range(len(counts))]
-        )
+        reached = [
+            _count(codes_of(leaf, order), thresholds[group])
+            for leaf, group in zip(leaves, groups, strict=True)
+        ]
+        sums: list[jax.Array] = [jnp.zeros(thresholds.shape[1], jnp.uint32)] * len(counts)
+        for count, group in zip(reached, groups, strict=True):
+            sums[group] = sums[group] + count
+        return jnp.stack(sums)
 
     cuts = _largest_reaching(group_counts, counts, order.width, order.unsigned, leaves)
     above, equal = [], []
-    for leaf, group in zip(leaves, groups):
+    for leaf, group in zip(leaves, groups, strict=True):
         codes = codes_of(leaf, order)
         above.append(jnp.sum(codes > cuts[group], dtype=jnp.uint32))
         equal.append(jnp.sum(codes == cuts[group], dtype=jnp.uint32))
@@ -52,7 +56,7 @@ def keep_largest(
     limits = _limits(leaves, cuts[np.asarray(groups)], share, jnp.stack(equal), order)
     return [
         _mask(codes_of(leaf, order), cuts[group], limit)
-        for leaf, group, limit in zip(leaves, groups, limits)
+        for leaf, group, limit in zip(leaves, groups, limits, strict=True)
     ]
 
 
@@ -101,7 +105,7 @@ def _limits(
 
     def tied_below(bounds: jax.Array) -> jax.Array:
         rows = []
-        for leaf, cut, bound in zip(leaves, cuts, bounds):
+        for leaf, cut, bound in zip(leaves, cuts, bounds, strict=True):
             tied = codes_of(leaf, order) == cut
             late = flat_index(leaf.values.shape)[..., None] >= lax.expand_dims(
                 bound, range(leaf.values.ndim)

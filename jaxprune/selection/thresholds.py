@@ -1,11 +1,10 @@
 """Where the next threshold of each group goes: through a sample, then by the secant.
 
-The first two thresholds are entries of a strided sample, at the rank that the counts at the bracket's
-ends imply; the next are linear in the value. They aim a little beyond the goal, seen from the nearer
-end, so that both ends close in. Where many scores are equal and a pass moves no count, the sample
-names values to try. Every fourth pass from the
-eighth on, and all from the 24th on, halve the bracket: 56 passes are enough for any scores of 32
-bits.
+The first two thresholds are entries of a strided sample, at the rank that the counts at the ends of
+the bracket imply; the next are linear in the value. They aim a little beyond the goal, seen from
+the nearer end, so that both ends close in. Where many scores are equal and a pass moves no count,
+the sample names values to try. Every fourth pass from the eighth on, and all from the 24th on,
+halve the bracket: 56 passes are enough for any scores of 32 bits.
 """
 
 from collections.abc import Sequence
@@ -54,9 +53,10 @@ def sample(flat: Sequence[Ranked], groups: Sequence[int], number: int, order: Or
     """
     rows: list[list[jax.Array]] = [[] for _ in range(number)]
     most = max(_SAMPLED_IN_GROUP, _SAMPLED // number)
-    sizes = [sum(x.values.size for x, g in zip(flat, groups) if g == row) for row in range(number)]
+    sizes = np.zeros(number, int)
+    np.add.at(sizes, np.asarray(groups), [leaf.values.size for leaf in flat])
     for leaf, group in zip(flat, groups, strict=True):
-        stride = -(-sizes[group] // most)
+        stride = -(-int(sizes[group]) // most)
         start = min(stride // 2, leaf.values.size - 1)
         candidates = None if leaf.candidates is None else leaf.candidates[start::stride]
         part = Ranked(leaf.values[start::stride], leaf.magnitude, candidates)
@@ -160,7 +160,7 @@ def _ranked(codes: jax.Array, rank: jax.Array, low: jax.Array, high: jax.Array) 
 def _secant(
     state: Any, wanted: jax.Array, inside: jax.Array, order: Order
 ) -> tuple[jax.Array, jax.Array]:
-    """The code linear in the value between the ends of the bracket, and whether these are numbers."""
+    """The code linear in the value between the ends, and whether these are numbers."""
     share = wanted + jnp.where(inside > 32, _beyond(wanted, inside), jnp.float32(0))
     part = ((share + 0.5) / (inside + 1)).astype(order.real)
     high, low = _value(state.high, order), _value(state.low, order)
