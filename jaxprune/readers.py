@@ -276,8 +276,9 @@ def state_shardings(tx: optax.GradientTransformation, abstract_params: Any) -> A
     def sharding(path: str, leaf: Any) -> Any:
         if trees.is_hole(leaf) or not isinstance(anywhere, NamedSharding):
             return leaf if trees.is_hole(leaf) else anywhere
-        if leaf.sharding is not None:  # on Explicit axes the types tell
-            return NamedSharding(anywhere.mesh, leaf.sharding.spec)
+        if leaf.sharding is not None:  # on Explicit axes the types tell, in full rank
+            spec = (*leaf.sharding.spec, *[None] * leaf.ndim)[: leaf.ndim]
+            return NamedSharding(anywhere.mesh, PartitionSpec(*spec))
         owner = trees.parameter_of(path, leaf.shape, params)
         if owner is None:
             return NamedSharding(anywhere.mesh, PartitionSpec())
