@@ -276,17 +276,19 @@ def state_shardings(tx: optax.GradientTransformation, abstract_params: Any) -> A
     def sharding(path: str, leaf: Any) -> Any:
         if trees.is_hole(leaf) or not isinstance(anywhere, NamedSharding):
             return leaf if trees.is_hole(leaf) else anywhere
-        if leaf.sharding is not None:  # on Explicit axes the types tell, in full rank
-            spec = (*leaf.sharding.spec, *[None] * leaf.ndim)[: leaf.ndim]
-            return NamedSharding(anywhere.mesh, PartitionSpec(*spec))
+        if anywhere.mesh.are_all_axes_explicit:  # the types tell, in full rank
+            spec = () if leaf.sharding is None else leaf.sharding.spec
+            return NamedSharding(anywhere.mesh, PartitionSpec(*_padded(spec, leaf.ndim)))
         owner = trees.parameter_of(path, leaf.shape, params)
         if owner is None:
             return NamedSharding(anywhere.mesh, PartitionSpec())
-        spec = (*params[owner].sharding.spec, *[None] * leaf.ndim)
-        kept = [
-            s if n == m else None
-            for s, n, m in zip(spec, leaf.shape, params[owner].shape, strict=False)
-        ]
-        return NamedSharding(params[owner].sharding.mesh, PartitionSpec(*kept))
+        spec = _padded(params[owner].sharding.spec, leaf.ndim)
+        sizes = zip(spec, leaf.shape, params[owner].shape, strict=True)
+        kept = [axis if size == whole else None for axis, size, whole in sizes]
+        return NamedSharding(anywhere.mesh, PartitionSpec(*kept))
 
     return trees.map_with_path(sharding, jax.eval_shape(tx.init, abstract_params))
+
+
+def _padded(spec: Any, ndim: int) -> tuple[Any, ...]:
+    return (*spec, *[None] * ndim)[:ndim]

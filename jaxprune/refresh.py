@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.schedules.numbers import is_traced
 from jaxprune.scores import magnitude
 from jaxprune.selection import Ranked, any_nan
 from jaxprune.state import PRNG, Parts
@@ -46,7 +47,10 @@ def refresh(
     def keep() -> tuple:
         return dict(signals.mask), signals.memory, counters
 
-    mask, memory, counters = jax.lax.cond(due, change, keep)
+    if is_traced(due):
+        mask, memory, counters = jax.lax.cond(due, change, keep)
+    else:  # outside jit a conditional would be compiled anew in every step
+        mask, memory, counters = change() if due else keep()
     return signals._replace(mask=mask, memory=memory), counters
 
 
