@@ -94,8 +94,8 @@ def selection_rows() -> list[tuple[str, str, str]]:
     total, own = prepared.size, [round(0.1 * leaf.size) for leaf in leaves]
     kept = round(0.1 * total)
 
-    def refresh(groups: list[int]) -> Callable[..., Any]:
-        def masks(leaves: list[jax.Array], counts: jax.Array) -> list[jax.Array]:
+    def refresh(groups: list[int]) -> Any:
+        def masks(leaves: list[jax.Array], counts: Any) -> list[jax.Array]:
             return keep_largest([Ranked(leaf, magnitude=True) for leaf in leaves], counts, groups)
 
         return jax.jit(masks)
@@ -126,7 +126,7 @@ def selection_rows() -> list[tuple[str, str, str]]:
 # ---------------------------------------------------------------------------------- optimizer steps
 
 
-def step_of(tx: Any, grad: Callable[..., Any] | None = None) -> Callable[..., Any]:
+def step_of(tx: Any, grad: Callable[..., Any] | None = None) -> Any:
     """A donated step: the optimizer part alone, or with the gradient of a loss."""
 
     def step(params: Any, state: Any, given: Any) -> tuple[Any, Any]:

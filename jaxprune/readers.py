@@ -285,6 +285,8 @@ def state_shardings(tx: optax.GradientTransformation, abstract_params: Any) -> A
         spec = _padded(params[owner].sharding.spec, leaf.ndim)
         sizes = zip(spec, leaf.shape, params[owner].shape, strict=True)
         kept = [axis if size == whole else None for axis, size, whole in sizes]
+        while kept and kept[-1] is None:  # as jit writes it on outputs, else the step compiles twice
+            kept.pop()
         return NamedSharding(anywhere.mesh, PartitionSpec(*kept))
 
     return trees.map_with_path(sharding, jax.eval_shape(tx.init, abstract_params))

@@ -1,5 +1,6 @@
 """A tiny problem to prune, and what must hold after each of its updates."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -98,6 +99,21 @@ class Loop:
     @property
     def compiled(self) -> int:
         return self.jitted._cache_size()
+
+
+@functools.cache
+def quick() -> dict[str, Any]:
+    """Options of jit for a fifth of the compile time, for programs of which only the trace matters.
+
+    Most of that time XLA:CPU optimizes loops over 72 numbers. It may give an option another name
+    one day: then none is set.
+    """
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def saved(tree: Any) -> Any:

@@ -4,11 +4,12 @@ The forms here are those that XLA:CPU turns into loops as fast as the memory: a 
 the middle axis of (n, 32, 32). Sums over longer axes it rewrites into trees, with large buffers.
 
 XLA:CPU compiles equal kernels once. So kernels of leaves of one size are made equal: what differs
-between leaves (a threshold, a number) comes in as an operand, never as a constant (`_scalars`).
+between leaves (a threshold, a number) comes in as an operand and never as a constant: see
+`_with_numbers`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +32,14 @@ class Blocks(NamedTuple):
       leaves: the leaves as flat arrays.
       rests: codes of what is left of the leaves named in `with_rest`, padded with 0, `[R, BLOCK]`.
       with_rest: the numbers of the leaves that are no multiple of a block.
+      true: always true, which XLA does not know.
       order: the order of the scores.
     """
 
     leaves: list[Ranked]
     rests: jax.Array
     with_rest: list[int]
+    true: jax.Array
     order: Order
 
     @property
@@ -57,7 +60,8 @@ def split(leaves: Sequence[Ranked], order: Order) -> Blocks:
     rests = [_rest(flat[i], order) for i in with_rest]
     empty = jnp.zeros((0, BLOCK), order.unsigned)
     rest = lax.optimization_barrier(jnp.stack(rests)) if rests else empty
-    return Blocks(flat, rest, with_rest, order)
+    first = codes_of(_each(flat[0], lambda x: x[:1]), order)[0]
+    return Blocks(flat, rest, with_rest, first <= order.unsigned.type(order.highest), order)
 
 
 def _each(leaf: Ranked, change: Callable[[jax.Array], jax.Array]) -> Ranked:
@@ -106,25 +110,24 @@ def _key_of_nan(magnitude: bool, order: Order) -> np.unsignedinteger:
     return order.unsigned.type(2**order.width - nans)
 
 
-def _numbers(number: int) -> list[jax.Array]:
-    """The numbers of the leaves, as operands where it stands in the body of a loop."""
-    return lax.optimization_barrier([jnp.int32(i) for i in range(number)])
+def _with_numbers(
+    blocks: Blocks, run: Callable[[list[jax.Array]], list[jax.Array]], like: Any
+) -> list[jax.Array]:
+    """Runs a function of the numbers of the leaves, with these as operands.
+
+    XLA folds a constant into the kernels that read it, but not across the door of a branch.
+    """
+
+    def never(numbers: list[jax.Array]) -> list[jax.Array]:
+        shapes = jax.eval_shape(run, numbers)
+        return jax.tree.map(lambda x: varying_like(jnp.zeros(x.shape, x.dtype), like), shapes)
+
+    numbers = lax.optimization_barrier([jnp.int32(i) for i in range(len(blocks.leaves))])
+    return lax.cond(blocks.true, run, never, numbers)
 
 
 def _at(vector: jax.Array, number: jax.Array) -> jax.Array:
     return lax.dynamic_index_in_dim(vector, number, keepdims=False)
-
-
-def _scalars(vector: jax.Array) -> list[jax.Array]:
-    """The entries of a vector as operands, which only what comes out of a loop is."""
-
-    def one_turn(state: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, list[jax.Array]]:
-        return state[0] & False, [_at(vector, number) for number in _numbers(vector.size)]
-
-    # Always true, but XLA must not know it.
-    once = jnp.any(vector == vector[0])
-    zeros = [varying_like(jnp.zeros((), vector.dtype), vector)] * vector.size
-    return lax.while_loop(lambda state: state[0], one_turn, (once, zeros))[1]
 
 
 def per_leaf(blocks: Blocks, per_block: jax.Array) -> jax.Array:
@@ -160,14 +163,18 @@ def count_above(blocks: Blocks, codes: jax.Array, read: jax.Array) -> jax.Array:
       `uint32[B]`, leaf after leaf.
     """
     keys = _keys_of(codes, blocks.leaves, blocks.order)
-    columns = [
-        _columns_above(leaf, keys, number, read, blocks.order)
-        for leaf, number in zip(blocks.leaves, _numbers(len(blocks.leaves)), strict=True)
-        if leaf.values.size >= BLOCK
-    ]
+
+    def columns(numbers: list[jax.Array]) -> list[jax.Array]:
+        return [
+            _columns_above(leaf, keys, number, read, blocks.order)
+            for leaf, number in zip(blocks.leaves, numbers, strict=True)
+            if leaf.values.size >= BLOCK
+        ]
+
+    found = _with_numbers(blocks, columns, (blocks.leaves, keys, read))
     numbers = np.asarray(blocks.with_rest, int)
     rests = jnp.sum(blocks.rests > codes[numbers][:, None], axis=1, dtype=jnp.uint32)
-    return _joined(blocks, columns, jnp.where(read[numbers], rests, jnp.uint32(0)))
+    return _joined(blocks, found, jnp.where(read[numbers], rests, jnp.uint32(0)))
 
 
 def _columns(hits: jax.Array) -> jax.Array:
@@ -236,10 +243,12 @@ def index_behind_tie(
     # A window at the end of a leaf begins in the block before.
     last = [max(leaf.values.size - BLOCK, 0) for leaf in blocks.leaves]
     begins = jnp.minimum(starts, jnp.asarray(last, jnp.uint32))
-    windows = [
-        _window(leaf, begin, blocks.order)
-        for leaf, begin in zip(blocks.leaves, _scalars(begins), strict=True)
-    ]
+
+    def cut_out(numbers: list[jax.Array]) -> list[jax.Array]:
+        pairs = zip(blocks.leaves, numbers, strict=True)
+        return [_window(leaf, _at(begins, number), blocks.order) for leaf, number in pairs]
+
+    windows = _with_numbers(blocks, cut_out, (blocks.leaves, begins))
     ties = jnp.stack(lax.optimization_barrier(windows)) == cuts[:, None]
     ties &= lax.broadcasted_iota(jnp.uint32, ties.shape, 1) >= (starts - begins)[:, None]
     places = jnp.cumsum(ties, axis=1, dtype=jnp.uint32)
@@ -256,12 +265,20 @@ def _window(leaf: Ranked, begin: jax.Array, order: Order) -> jax.Array:
 
 def written(blocks: Blocks, cuts: jax.Array, limits: jax.Array) -> list[jax.Array]:
     """The flat masks of what lies above the cuts, and of what lies at them below an index."""
-    keys = _keys_of(cuts, blocks.leaves, blocks.order)
-    masks = []
-    for leaf, key, limit in zip(blocks.leaves, _scalars(keys), _scalars(limits), strict=True):
-        nan = _key_of_nan(leaf.magnitude, blocks.order)
-        mine = jnp.maximum(_keys(leaf, blocks.order), nan)
-        index = lax.iota(jnp.uint32, leaf.values.size)
-        mask = (mine > key) | ((mine == key) & (index < limit))
-        masks.append(mask if leaf.candidates is None else mask & leaf.candidates)
-    return masks
+    order = blocks.order
+    keys = _keys_of(cuts, blocks.leaves, order)
+
+    def write(numbers: list[jax.Array]) -> list[jax.Array]:
+        return [
+            _mask(leaf, _at(keys, number), _at(limits, number), order)
+            for leaf, number in zip(blocks.leaves, numbers, strict=True)
+        ]
+
+    return _with_numbers(blocks, write, (blocks.leaves, keys, limits))
+
+
+def _mask(leaf: Ranked, key: jax.Array, limit: jax.Array, order: Order) -> jax.Array:
+    keys = jnp.maximum(_keys(leaf, order), _key_of_nan(leaf.magnitude, order))
+    index = lax.iota(jnp.uint32, leaf.values.size)
+    mask = (keys > key) | ((keys == key) & (index < limit))
+    return mask if leaf.candidates is None else mask & leaf.candidates

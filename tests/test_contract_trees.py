@@ -1,0 +1,91 @@
+"""The battery that every method passes: loops of the libraries with only the optimizer changed."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+from flax.training import train_state
+from methods_table import STEPS, Row, adamw, every_method
+from tiny import ours, theirs
+
+import jaxprune
+
+
+@every_method
+def test_linen_train_state(row: Row) -> None:
+    class Network(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return linen.Dense(10)(linen.relu(linen.Dense(12)(x)))
+
+    network, x = Network(), jnp.ones((2, 6))
+    params = network.init(jax.random.key(0), x)["params"]
+    tx = ours(row(theirs(adamw()), sparsity=0.9))
+    state = train_state.TrainState.create(apply_fn=network.apply, params=params, tx=tx)
+
+    @jax.jit
+    def step(state: Any) -> Any:
+        def loss(params: Any) -> Any:
+            return jnp.mean((state.apply_fn({"params": params}, x) - 1.0) ** 2)
+
+        return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+    for _ in range(STEPS):
+        state = step(state)
+    ends_at_ninety_percent(state.params, state.opt_state)
+
+
+@every_method
+def test_nnx_optimizer(row: Row) -> None:
+    class Network(nnx.Module):
+        def __init__(self) -> None:
+            self.first = nnx.Linear(6, 12, rngs=nnx.Rngs(0))
+            self.second = nnx.Linear(12, 10, rngs=nnx.Rngs(1))
+
+        def __call__(self, x: Any) -> Any:
+            return self.second(nnx.relu(self.first(x)))
+
+    network, x = Network(), jnp.ones((2, 6))
+    optimizer = nnx.Optimizer(network, ours(row(theirs(adamw()), sparsity=0.9)), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(network: Any, optimizer: Any) -> None:
+        def loss(network: Any) -> Any:
+            return jnp.mean((network(x) - 1.0) ** 2)
+
+        optimizer.update(network, nnx.grad(loss)(network))
+
+    for _ in range(STEPS):
+        step(network, optimizer)
+    ends_at_ninety_percent(nnx.state(network, nnx.Param), optimizer)
+    jaxprune.verify(network, optimizer)
+    jaxprune.verify(nnx.state(network, nnx.Param), optimizer.opt_state)
+
+
+@every_method
+def test_equinox_loop(row: Row) -> None:
+    network, x = eqx.nn.MLP(6, 10, 12, 1, key=jax.random.key(0)), jnp.ones(6)
+    tx = ours(row(theirs(adamw()), sparsity=0.9))
+    state = tx.init(eqx.filter(network, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(network: Any, state: Any) -> Any:
+        grads = eqx.filter_grad(lambda network: jnp.mean((network(x) - 1.0) ** 2))(network)
+        updates, state = tx.update(grads, state, eqx.filter(network, eqx.is_inexact_array))
+        return eqx.apply_updates(network, updates), state
+
+    for _ in range(STEPS):
+        network, state = step(network, state)
+    ends_at_ninety_percent(eqx.filter(network, eqx.is_inexact_array), state)
+
+
+def ends_at_ninety_percent(params: Any, opt_state: Any) -> None:
+    """Two kernels, 72 and 120 entries: 19 are kept together, 7 and 12 by leaf."""
+    summary = jaxprune.summarize(params, opt_state)
+    assert (summary.kept, summary.total) == (19, 192)
+    assert sum(leaf.nonzero for leaf in summary.leaves) == 19
+    assert float(jaxprune.sparsity_of(opt_state)) == np.float32(173 / 192)
+    jaxprune.verify(params, opt_state)
