@@ -187,7 +187,8 @@ def project(tree: Any, opt_state: Any) -> Any:
       original.
     """
     leaves, masks = trees.by_path(tree), trees.by_path(get_masks(opt_state))
-    masks = {path: mask for path, mask in masks.items() if path in leaves}
+    for path in masks:
+        trees.known(path, leaves, "tree", "have every leaf that is pruned")
     return trees.from_paths(tree, {**leaves, **masked(leaves, masks)})
 
 
@@ -200,14 +201,14 @@ def eval_params(opt_state: Any, f: Callable[[Any, Any], Any], params: Any = None
     Args:
       opt_state: an optimizer state that holds one pruning state.
       f: ``f(inner_state, dense) -> tree``, the optimizer's own evaluation function.
-      params: the params; needed for the leaves that have no dense copy in the state (unpruned
-        leaves, and all leaves of methods with hard masks), which are holes in ``dense`` without.
+      params: the params; needed unless every leaf has a dense copy in the state, which unpruned
+        leaves and those of methods with hard masks have not.
 
     Returns:
       What ``f`` returns, through the view.
 
     Raises:
-      ValueError: if ``opt_state`` does not hold exactly one pruning state.
+      ValueError: if ``opt_state`` does not hold exactly one pruning state, or ``params`` is needed.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -228,17 +229,18 @@ def eval_params(opt_state: Any, f: Callable[[Any, Any], Any], params: Any = None
     if len(states) != 1:
         raise ValueError(wrong("opt_state", "hold one jaxprune method", len(states)))
     state = states[0]
-    dense = state.prune_dense
+    copies, dense = trees.by_path(state.prune_dense), state.prune_dense
     if params is not None:
-        weights = trees.by_path(params)
-        dense = trees.from_paths(params, dict(signals_of(state, weights).dense))
-    inner = jax.tree.map(trees.unbox, state.prune_inner, is_leaf=trees.is_box)
-    result = f(inner, dense)
+        dense = trees.from_paths(params, signals_of(state, trees.by_path(params)).dense)
+    elif len(copies) < len(trees.all_paths(state.prune_mask)):
+        hint = "unpruned leaves, and all leaves of methods with hard masks, are not in the state"
+        raise ValueError(wrong("params", "be given where leaves have no dense copy", None, hint))
+    result = f(jax.tree.map(trees.unbox, state.prune_inner, is_leaf=trees.is_box), dense)
     leaves = trees.by_path(result)
     signals = signals_of(state, leaves)
     signals = signals._replace(dense={**signals.dense, **leaves})
     seen = state.prune_spec.parts.view.apply(signals)
-    return trees.from_paths(result, {**leaves, **{p: seen[p] for p in seen if p in leaves}})
+    return trees.from_paths(result, {**leaves, **seen})
 
 
 def state_shardings(tx: optax.GradientTransformation, abstract_params: Any) -> Any:
@@ -285,7 +287,7 @@ def state_shardings(tx: optax.GradientTransformation, abstract_params: Any) -> A
         spec = _padded(params[owner].sharding.spec, leaf.ndim)
         sizes = zip(spec, leaf.shape, params[owner].shape, strict=True)
         kept = [axis if size == whole else None for axis, size, whole in sizes]
-        while kept and kept[-1] is None:  # as jit writes it on outputs, else the step compiles twice
+        while kept and kept[-1] is None:  # as jit writes outputs: else the step compiles twice
             kept.pop()
         return NamedSharding(anywhere.mesh, PartitionSpec(*kept))
 

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.masks import largest
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.scores import magnitude
 from jaxprune.selection import Ranked, any_nan
 from jaxprune.state import PRNG, Parts
-from jaxprune.trees import is_complex
+from jaxprune.trees import by_path, is_complex, known
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals
 
 Counters = tuple[jax.Array, jax.Array, jax.Array]
@@ -62,15 +63,13 @@ def _change(
     off = _count(lambda p, m: (p != 0) & ~m, params, old)
     key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=PRNG), signals.step)
     signals = signals._replace(key=jax.random.key_data(key))
-    start: Any = parts.start
-    if callable(start):
-        given: Any = start(signals)
-        began = {**old, **given}
-        old = {path: jnp.where(first, began[path], m) for path, m in old.items()}
-        signals = signals._replace(mask=old)
-    failed = jnp.zeros((), bool)
+    began = started(parts, signals)
+    old = {
+        path: jnp.where(first, began[path], m) if path in began else m for path, m in old.items()
+    }
+    signals, failed = signals._replace(mask=old), jnp.zeros((), bool)
     for due, update in zip(whens, parts.mask_updates, strict=True):
-        chosen, failure = changed(update, signals)
+        chosen, failure = changed(update, readable(parts, signals))
         failed |= due & failure
         # The count is never negative. But it has to be done before the old masks are overwritten:
         # where nothing says so, XLA copies them, in every step.
@@ -86,6 +85,22 @@ def _change(
     drift += jnp.where(first, 0, off)
     skipped += failed.astype(jnp.int32)
     return mask, memory, (drift, skipped, jnp.where(first, zeros, revived))
+
+
+def started(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
+    """The first masks, where a function gives them."""
+    start: Any = parts.start
+    if not callable(start):
+        return {}
+    masks = by_path(start(signals))
+    for path in masks:
+        known(path, signals.mask, "start", "return masks of prunable leaves")
+    return masks
+
+
+def readable(parts: Parts, signals: Signals) -> Signals:
+    """What scores may read: beside a copy they rank new weights, and the gradient is of the old."""
+    return signals._replace(grads={}) if parts.view.copy else signals
 
 
 def changed(update: MaskUpdate, signals: Signals) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -105,12 +120,16 @@ def changed(update: MaskUpdate, signals: Signals) -> tuple[dict[str, jax.Array],
         Candidates.PRUNED: {path: ~m for path, m in mask.items()},
     }[update.candidates]
     ranked = {path: Ranked(*score, choice[path]) for path, score in _scored(update, signals)}
+    by_key = getattr(update.select, "func", update.select) is largest
+    scores = ranked if by_key else {path: score.written() for path, score in ranked.items()}
     counts = update.count(signals)
     if update.candidates is Candidates.PRUNED:
         counts = _missing(counts, mask)
-    chosen = dict(update.select(ranked, counts))
+    chosen = dict(update.select(scores, counts))
     if update.candidates is Candidates.PRUNED:
         chosen = {path: chosen[path] | m for path, m in mask.items()}
+    if update.candidates is Candidates.KEPT:
+        chosen = {path: chosen[path] & m for path, m in mask.items()}
     return chosen, any_nan(list(ranked.values()))
 
 

@@ -12,8 +12,8 @@ from jaxprune import trees
 from jaxprune.distributions import Budget
 from jaxprune.readers import phase_of
 from jaxprune.schedules import Either, Every, Ramp, When, steps_due
+from jaxprune.schedules.numbers import is_traced
 from jaxprune.state import Parts, PruneState, states_of
-from jaxprune.types import Leaves
 from jaxprune.views import living_units
 
 
@@ -86,7 +86,7 @@ class Plan(NamedTuple):
                 "yes" if leaf.pruned else f"no ({leaf.reason})",
                 leaf.output_axis,
                 _share(leaf.density_now) if leaf.pruned else "",
-                (_share(leaf.density_end) or "ranked together") if leaf.pruned else "",
+                (_share(leaf.density_end) or "by rank or schedule") if leaf.pruned else "",
                 leaf.kept_end,
             )
             for leaf in self.leaves
@@ -133,17 +133,20 @@ def plan(tx: optax.GradientTransformation, params: Any) -> Plan:
       original.
     """
     leaves = trees.by_path(params)
-    state = jax.eval_shape(tx.init, params)
-    states = states_of(state)
+    states = states_of(jax.eval_shape(tx.init, params), argument="tx")
     rows: dict[str, PlannedLeaf] = {}
     kept: list[int | None] = []
     steps: set[int] = set()
     for part in states:
         counts = _counts_at_end(part)
-        kept.append(None if counts is None else sum(counts.values()))
-        rows |= _rows(part, leaves, counts)
+        planned = _rows(part, counts)
+        ends = list(counts.values()) if counts else [row.kept_end for row in planned.values()]
+        known = [end for end in ends if end is not None]
+        kept.append(sum(known) if len(known) == len(ends) else None)
+        rows |= planned
         steps |= {n for u in part.prune_spec.parts.mask_updates for n in _known_steps(u.when)}
-    reasons = trees.pruning_reasons(leaves)
+    where = states[0].prune_spec.parts.where if len(states) == 1 else None
+    reasons = trees.pruning_reasons(leaves, where)
     unpruned = {
         path: PlannedLeaf(path, leaf.shape, False, reasons[path] or "left out", *[None] * 4)
         for path, leaf in leaves.items()
@@ -161,7 +164,7 @@ def plan(tx: optax.GradientTransformation, params: Any) -> Plan:
     )
 
 
-def _rows(state: PruneState, leaves: Leaves, counts: Any) -> dict[str, PlannedLeaf]:
+def _rows(state: PruneState, counts: Any) -> dict[str, PlannedLeaf]:
     parts: Parts = state.prune_spec.parts
     masks = trees.by_path(state.prune_mask)
     axes = trees.output_axes(masks, parts.output_axis)
@@ -177,10 +180,6 @@ def _rows(state: PruneState, leaves: Leaves, counts: Any) -> dict[str, PlannedLe
             end = round(now * size)
         density = None if end is None else end / size
         rows[path] = PlannedLeaf(path, mask.shape, True, "", axes[path], now, density, end)
-    if parts.where is not None:
-        for path, reason in trees.pruning_reasons(leaves, parts.where).items():
-            empty = [None] * 4
-            rows.setdefault(path, PlannedLeaf(path, leaves[path].shape, False, reason, *empty))
     return rows
 
 
@@ -188,7 +187,10 @@ def _counts_at_end(state: PruneState) -> dict[str, int] | None:
     """Entries kept at the end, by path or for the rest together; None where nothing tells."""
     for update in reversed(state.prune_spec.parts.mask_updates):
         count = update.count
-        if isinstance(count, Budget) and isinstance(count.schedule, Ramp):
+        schedule = count.schedule if isinstance(count, Budget) else None
+        if isinstance(count, Budget) and isinstance(schedule, Ramp):
+            if is_traced(schedule.sparsity):
+                return None
             return count.at_end(trees.by_path(state.prune_mask))
     return None
 
@@ -302,6 +304,9 @@ class Summary(NamedTuple):
         return "\n".join([head, _table(names, rows), *filter(None, troubles)])
 
 
+_COUNTERS = ("drift", "skipped", "revived")
+
+
 def summarize(params: Any, opt_state: Any) -> Summary:
     """What is pruned now, and what went wrong.
 
@@ -350,6 +355,3 @@ def summarize(params: Any, opt_state: Any) -> Summary:
         int(states[0].prune_count),
         *(sum(int(getattr(s, f"prune_{name}")) for s in states) for name in _COUNTERS),
     )
-
-
-_COUNTERS = ("drift", "skipped", "revived")

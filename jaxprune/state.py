@@ -105,9 +105,11 @@ def _canonical(value: Any) -> Any:
     """A hashable stand-in for a value: equal values, equal stand-ins."""
     if isinstance(value, functools.partial):
         return ("partial", value.func, _canonical(value.args), _canonical(value.keywords))
-    leaves, structure = jax.tree.flatten(value)
-    if jax.tree_util.treedef_is_leaf(structure):
+    if jax.tree_util.all_leaves([value]):  # an empty dict is none
         return _canonical_leaf(value)
+    if isinstance(value, Mapping):  # in order: of patterns, the first that matches wins
+        return "mapping", *((key, _canonical(item)) for key, item in value.items())
+    leaves, structure = jax.tree.flatten(value)
     return structure, tuple(_canonical(leaf) for leaf in leaves)
 
 
@@ -193,16 +195,17 @@ def dense_copy(leaf: jax.Array) -> jax.Array:
     return leaf.copy() if leaf.dtype == wide else leaf.astype(wide)
 
 
-def _adopted(first: jax.Array, weights: Leaves, copies: Leaves) -> Leaves:
+def _loaded(first: jax.Array, weights: Leaves, copies: Leaves) -> Leaves:
     """The copies; on the first update the params, since weights may be loaded after `init`."""
-    copies = {path: copy for path, copy in copies.items() if path in weights}
 
     def loaded() -> Leaves:
         return {path: weights[path].astype(copy.dtype) for path, copy in copies.items()}
 
     if not is_traced(first):
         return loaded() if first else copies
-    return jax.lax.cond(first, loaded, lambda: copies)  # as a `where`, it would be a pass a step
+    return jax.lax.cond(
+        first, loaded, lambda: dict(copies)
+    )  # as a `where`, it would be a pass a step
 
 
 def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) -> Signals:
@@ -216,13 +219,15 @@ def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) 
     Returns:
       The signals at the state's age.
     """
+    masks = trees.by_path(state.prune_mask)
     copies = trees.by_path(state.prune_dense)
-    copies |= _adopted(state.prune_count == 0, weights, copies)
-    dense = {**weights, **copies}
+    for path in [*masks, *copies]:
+        trees.known(path, weights, "params", "have every leaf that is pruned")
+    dense = {**weights, **_loaded(state.prune_count == 0, weights, copies)}
     return Signals(
         state.prune_count,
         dense,
-        trees.by_path(state.prune_mask),
+        masks,
         {path: trees.cast(grad, dense[path].dtype) for path, grad in (grads or {}).items()},
         memory=state.prune_memory,
         key=state.prune_key,
@@ -235,11 +240,12 @@ def seen_by(state: PruneState, weights: Leaves) -> dict[str, jax.Array]:
     return {path: leaf.astype(weights[path].dtype) for path, leaf in seen.items()}
 
 
-def states_of(opt_state: Any) -> list[PruneState]:
+def states_of(opt_state: Any, argument: str = "opt_state") -> list[PruneState]:
     """All pruning states in an optimizer state, their arrays unboxed.
 
     Args:
       opt_state: an optax state of any nesting, an `nnx.Optimizer` or its `opt_state`.
+      argument: what the caller knows it as, for the error.
 
     Returns:
       The states, in order; at least one.
@@ -265,13 +271,15 @@ def states_of(opt_state: Any) -> list[PruneState]:
     states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
     if not states:
         hint = "restore checkpoints with a target tree, else states come back as plain dicts"
+        if argument != "opt_state":
+            raise ValueError(wrong(argument, "hold a jaxprune method", "none"))
         raise ValueError(
-            wrong("opt_state", "hold the state of a jaxprune method", type(opt_state), hint)
+            wrong(argument, "hold the state of a jaxprune method", type(opt_state), hint)
         )
     for state in states:
         nested = jax.tree.leaves(state.prune_inner, is_leaf=is_state)
         if any(map(is_state, nested)):
-            raise ValueError(wrong("opt_state", "hold methods side by side", "one inside another"))
+            raise ValueError(wrong(argument, "hold methods side by side", "one inside another"))
     return [unboxed(state) for state in states]
 
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.refresh import changed, refresh
+from jaxprune.refresh import changed, readable, refresh, started
 from jaxprune.state import PRNG, Parts, PruneState, Spec, dense_copy, signals_of
-from jaxprune.trees import HOLE, OutputAxis, Where
+from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import (
     Leaves,
     MaskUpdate,
@@ -158,16 +158,14 @@ class _Pruner:
         """The state before the first update; nothing is derived from the params' values."""
         leaves = trees.by_path(params)
         if not leaves:  # a placeholder of `optax.tree.map_params`, or a branch without leaves
-            return self._state(
-                params, params if self.parts.view.copy else HOLE, jnp.zeros(()), params
-            )
+            return self._state(params, params, jnp.zeros(()), params)
         mask = self._first_masks(leaves)
         signals = Signals(jnp.zeros((), jnp.int32), leaves, mask)
         memory = self.parts.memory.init(mask) if self.parts.memory else {}
         dense = {p: dense_copy(leaves[p]) for p in self._copied(signals._replace(memory=memory))}
         state = self._state(
             trees.from_paths(params, mask),
-            trees.from_paths(params, dense) if self.parts.view.copy else HOLE,
+            trees.from_paths(params, dense),
             memory,
             trees.from_paths(params, leaves | dense),
         )
@@ -201,7 +199,11 @@ class _Pruner:
             if start.shape != leaves[path].shape:
                 expected = f"have the shape {leaves[path].shape} at '{path}'"
                 raise ValueError(wrong("start", expected, start.shape))
-        return {p: m & given[p].astype(bool) if p in given else m for p, m in mask.items()}
+        if not any(path in given for path in paths):
+            raise ValueError(
+                wrong("start", "have the mask of at least one prunable leaf", [*given])
+            )
+        return {path: m & given[path].astype(bool) for path, m in mask.items() if path in given}
 
     def _copied(self, signals: Signals) -> list[str]:
         """The paths that the view changes, in the order of the tree."""
@@ -215,7 +217,8 @@ class _Pruner:
     def _try_refresh(self, state: PruneState, leaves: Leaves) -> Any:
         """Every change of masks once, by shape: what cannot work fails at `init`."""
         signals = signals_of(state, leaves, leaves if self.inner is not None else {})
-        start = self.parts.start(signals) if callable(self.parts.start) else {}
+        start = started(self.parts, signals)
+        signals = readable(self.parts, signals)
         return start, [changed(update, signals) for update in self.parts.mask_updates]
 
     # ----------------------------------------------------------------------------------- update
@@ -232,16 +235,21 @@ class _Pruner:
             raise ValueError(
                 wrong("params", "be given to `update`", None, "call update(g, s, params)")
             )
+        if not isinstance(state, PruneState):
+            hint = "restore checkpoints with a target tree, else states come back as plain dicts"
+            raise TypeError(wrong("state", "be what `init` returned", type(state), hint))
         weights, given = trees.by_path(params), trees.by_path(updates)
         if not weights:
             return updates, state
-        self._check(weights, given, state)
+        trees.check_structure("params", params, state.prune_mask, "`init`")
+        trees.check_structure("updates", updates, params, "`params`")
         signals = signals_of(state, weights, given if self.inner is not None else {})
         counters = state.prune_drift, state.prune_skipped, state.prune_revived
         age = jnp.asarray(optax.safe_increment(state.prune_count))
         hard = not self.parts.view.copy
         if hard:  # refresh first: XLA would keep new weights in memory for a later one
             signals, counters = refresh(self.parts, signals, age, weights, counters)
+            signals = signals._replace(step=state.prune_count)
         moves, slots = self.optimizer.update(
             trees.from_paths(updates, self._pull_back(signals, given)),
             state.prune_inner,
@@ -271,39 +279,33 @@ class _Pruner:
             prune_spec=state.prune_spec,
         )
 
-    def _check(self, weights: Leaves, given: Leaves, state: PruneState) -> None:
-        for path, mask in trees.by_path(state.prune_mask).items():
-            trees.known(path, weights, "params", "have the leaves they had at `init`")
-            if weights[path].shape != mask.shape:
-                expected = f"have the shape {mask.shape} at '{path}', as at `init`"
-                raise ValueError(wrong("params", expected, weights[path].shape))
-        for path in weights:
-            trees.known(path, given, "updates", "have a leaf for each of the params")
-
     def _pull_back(self, signals: Signals, given: Leaves) -> Leaves:
         """The gradient with respect to the dense weights; finished updates pass as they are."""
         if not signals.grads:
             return given
-        changed = jax.eval_shape(self.parts.view.apply, signals)
+        seen = jax.eval_shape(self.parts.view.apply, signals)
 
         def view(dense: Leaves) -> Leaves:
             return self.parts.view.apply(signals._replace(dense={**signals.dense, **dense}))
 
-        _, vjp = jax.vjp(view, {path: signals.dense[path] for path in changed})
-        (pulled,) = vjp({path: signals.grads[path] for path in changed})
+        _, vjp = jax.vjp(view, {path: signals.dense[path] for path in seen})
+        (pulled,) = vjp({path: signals.grads[path] for path in seen})
         grads = {**given, **signals.grads, **pulled}
-        if self.parts.view.update_scale:
-            for path, factor in self.parts.view.update_scale(signals).items():
-                grads[path] = jnp.where(factor.astype(bool), grads[path], 0)
+        for path, factor in self._factors(signals).items():
+            grads[path] = jnp.where(factor.astype(bool), grads[path], 0)
         return grads
 
     def _scaled(self, moves: Leaves, signals: Signals) -> dict[str, jax.Array]:
         moves = dict(moves)
-        if self.parts.view.update_scale:
-            for path, factor in self.parts.view.update_scale(signals).items():
-                scale = factor.astype(moves[path].dtype)
-                moves[path] = jnp.where(factor.astype(bool), moves[path] * scale, 0)
+        for path, factor in self._factors(signals).items():
+            scaled = moves[path] * factor.astype(moves[path].dtype)
+            moves[path] = jnp.where(factor.astype(bool), scaled, 0)
         return moves
+
+    def _factors(self, signals: Signals) -> dict[str, jax.Array]:
+        scale = self.parts.view.update_scale
+        factors = {} if scale is None else scale(signals)
+        return {path: jnp.asarray(factor) for path, factor in factors.items()}
 
 
 def _land_on_masks(params: Leaves, moves: Leaves, mask: Leaves) -> dict[str, jax.Array]:

@@ -74,6 +74,11 @@ def by_path(tree: Tree) -> dict[str, Any]:
     return {path: unbox(node) for path, node in _flatten(tree)[0] if not is_hole(node)}
 
 
+def all_paths(tree: Tree) -> list[str]:
+    """The paths of a tree, those of holes included."""
+    return [path for path, _ in _flatten(tree)[0]]
+
+
 def from_paths(like: Tree, leaves: Leaves) -> Tree:
     """A tree with the containers and boxes of another, and holes where no leaf is given.
 
@@ -91,6 +96,30 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
     """A tree with ``function(path, leaf)`` in place of each leaf, in its box; holes are leaves."""
     nodes, structure = _flatten(tree)
     return structure.unflatten([rebox(node, function(path, unbox(node))) for path, node in nodes])
+
+
+def check_structure(argument: str, tree: Tree, like: Tree, named: str) -> None:
+    """Raises unless a tree has the leaves of another: its paths, holes included, and its shapes.
+
+    Args:
+      argument: the name of the argument the tree came in.
+      tree: the tree.
+      like: the other; where that has a hole, a leaf may stand.
+      named: what to call the other.
+
+    Raises:
+      ValueError: naming the first leaf that is new, missing or of another shape.
+    """
+    leaves, others = dict(_flatten(tree)[0]), dict(_flatten(like)[0])
+    for path in [*others, *leaves]:
+        ours, theirs = unbox(leaves.get(path, HOLE)), unbox(others.get(path, HOLE))
+        missing = path not in leaves or (is_hole(ours) and not is_hole(theirs))
+        if missing or path not in others:
+            came = f"{'no' if missing else 'a new'} leaf '{path}'"
+            raise ValueError(f"`{argument}` must have the leaves of {named}, got {came}")
+        if not is_hole(theirs) and jnp.shape(ours) != jnp.shape(theirs):
+            expected = f"have the shape {jnp.shape(theirs)} at '{path}', as {named} had"
+            raise ValueError(wrong(argument, expected, jnp.shape(ours)))
 
 
 def rebox(node: Any, leaf: Any) -> Any:
@@ -152,6 +181,8 @@ def pruning_reasons(leaves: Leaves, where: Where | None = None) -> dict[str, str
       ValueError: if a pattern of ``where`` matches no path.
     """
     if where is not None and not callable(where):
+        if not isinstance(where, str | list | tuple):
+            raise TypeError(wrong("where", "be regexes or a function (path, leaf) -> bool", where))
         for pattern in [where] if isinstance(where, str) else where:
             matching(pattern, leaves, "where")
     return {path: _reason(path, leaf, where) for path, leaf in leaves.items()}
@@ -199,7 +230,10 @@ def matching(pattern: str, paths: Iterable[str], argument: str) -> list[str]:
       ValueError: if there is none; the sentence names near paths.
     """
     paths = list(paths)
-    found = [path for path in paths if re.search(pattern, path)]
+    try:
+        found = [path for path in paths if re.search(pattern, path)]
+    except re.error as error:
+        raise ValueError(wrong(argument, "be a valid regex", pattern, str(error))) from error
     if not found:
         near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
         hint = "did you mean " + " or ".join(f"'{path}'" for path in near) + "?" if near else ""

@@ -6,12 +6,10 @@ floating leaves (``mask`` the prunable ones); dicts that a part returns hold onl
 """
 
 import enum
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.typing import ArrayLike
 
 Leaves = Mapping[str, Any]
@@ -111,7 +109,13 @@ class Memory(NamedTuple):
     update: Callable[[Signals], Any]
 
 
-class Phase(NamedTuple):
+class _PhaseNumbers(NamedTuple):
+    index: Any
+    step: Any
+    length: Any
+
+
+class Phase(_PhaseNumbers):
     """Where the coming forward pass stands in a method's course.
 
     Attributes:
@@ -121,15 +125,25 @@ class Phase(NamedTuple):
       names: the names of all phases, static.
     """
 
-    index: ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
-    step: ArrayLike
-    length: ArrayLike
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
+
+    def __new__(cls, index: Any, step: Any, length: Any, names: tuple[str, ...] = ()) -> "Phase":
+        """Three numbers; the names stay outside of the tuple."""
+        phase = super().__new__(cls, index, step, length)
+        phase.names = names
+        return phase
 
     @property
     def name(self) -> str:
         """Name of the phase; only outside jit."""
-        return self.names[operator.index(np.asarray(self.index)[()])]
+        return self.names[int(self.index)]
+
+
+jax.tree_util.register_pytree_node(
+    Phase,
+    lambda phase: (tuple(phase), phase.names),
+    lambda names, xs: Phase(*xs, names=names),
+)
 
 
 def wrong(argument: str, expected: str, came: object, hint: str = "") -> str:

@@ -35,7 +35,9 @@ def test_scan_and_vmap_over_seeds_and_sparsities(row: Row) -> None:
         return params, jaxprune.get_masks(state), jaxprune.sparsity_of(state)
 
     sparsities, seeds = jnp.array([0.5, SPARSITY, 0.9]), jnp.array([3, 0, 4])
-    both = lambda: (run(SPARSITY, 0), jax.vmap(run)(sparsities, seeds))  # noqa: E731
+    def both() -> Any:
+        return run(SPARSITY, 0), jax.vmap(run)(sparsities, seeds)
+
     scanned, swept = jax.jit(both, compiler_options=tiny.quick())()
     step, params, state = begin(row)
     for _ in range(STEPS):

@@ -116,6 +116,16 @@ def quick() -> dict[str, Any]:
     return options
 
 
+def updater(tx: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """A compiled ``(grads, state, params) -> (params, state)`` for trees of any shape."""
+
+    def step(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, compiler_options=quick())
+
+
 def saved(tree: Any) -> Any:
     """A copy of a tree of arrays, in memory of its own."""
     return jax.tree.map(jnp.copy, tree)

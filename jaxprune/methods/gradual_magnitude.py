@@ -31,8 +31,8 @@ def gradual_magnitude(
 ) -> optax.GradientTransformationExtraArgs:
     """Drops the weights of smallest magnitude, more and more of them along a cubic ramp.
 
-    At update n of a refresh the ``N - round(N s_n)`` largest ``|w|`` of the kept weights stay, with
-    ``s_n = S - S (1 - (n - begin) / (end - begin))^3``. What is dropped does not come back.
+    At update n of a refresh the ``round(N (1 - s_n))`` largest ``|w|`` of the kept weights stay,
+    with ``s_n = S - S (1 - (n - begin) / (end - begin))^3``. What is dropped does not come back.
 
     Args:
       inner: the optimizer; or None, written out, to stand last in a chain.
@@ -43,7 +43,8 @@ def gradual_magnitude(
       distribution: "uniform", "global", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
-      start: first masks, by path.
+      start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
+        the sparsity of masks that are given.
       seed: not used by this method's scores.
 
     Returns:
@@ -66,7 +67,7 @@ def gradual_magnitude(
     References:
       Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878.
     """
-    schedule = schedule_of(sparsity, ramp, start)
+    schedule = schedule_of(sparsity, ramp, start, where)
     budget = Budget(schedule, distribution, overrides, min_density)
     smallest_go = MaskUpdate(
         when=refreshes(every, schedule, end_of(schedule)),

@@ -13,10 +13,11 @@ from jaxprune.distributions import Budget, Distribution
 from jaxprune.masks import largest
 from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
 from jaxprune.schedules import When, timeline
+from jaxprune.schedules.numbers import is_traced
 from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where
-from jaxprune.types import Leaves, MaskUpdate, Memory, Signals, View, one_of
+from jaxprune.types import Leaves, MaskUpdate, Memory, Signals, View, one_of, wrong
 from jaxprune.views import guard, through
 
 _LEAST_FLOOR = 1e-3  # at 0 an exact zero would never come back, a zero-initialised leaf never move
@@ -92,8 +93,8 @@ def magnitude_attention(
 
     Raises:
       ValueError: if a sparsity lies outside [0, 1), comes without its ramp, or the ramp ends before
-        it begins; if ``exploit_at`` comes before the ramp's end; if a choice is none of its values;
-        if ``attention_on="gradient"`` without an optimizer.
+        it begins; if ``exploit_at`` comes before the ramp's end; if ``strength`` is negative; if a
+        choice is none of its values; if ``attention_on="gradient"`` without an optimizer.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -111,11 +112,18 @@ def magnitude_attention(
       exploitation. The formula of a, the floor on masked gradients, its hold between refreshes, the
       guard and the update form are our reading.
     """
-    schedule = schedule_of(sparsity, ramp, start)
+    schedule = schedule_of(sparsity, ramp, start, where)
     exploit_at = end_of(schedule) if exploit_at is None else exploit_at
     attention_on = attention_on or ("update" if inner is None else "gradient")
     one_of("masked", masked, ("floor", "own"))
-    one_of("attention_on", attention_on, ("gradient", "update") if inner else ("update",))
+    one_of("attention_on", attention_on, ("gradient", "update"))
+    if inner is None and attention_on == "gradient":
+        hint = "what reaches a method that stands last in a chain are updates"
+        raise ValueError(
+            wrong("attention_on", "be 'update' where `inner` is None", "gradient", hint)
+        )
+    if not is_traced(strength) and not strength >= 0:
+        raise ValueError(wrong("strength", "be at least 0", strength))
     one_of("dead_units", dead_units, ("hold", "move"))
     when = refreshes(every, schedule, exploit_at)
     attention = _Attention(
@@ -142,7 +150,7 @@ def magnitude_attention(
         where=where,
         start=start,
         memory=Memory(init=attention.blank, update=attention.remember),
-        phases=timeline(("explore", exploit_at), ("exploit", None)) if exploit_at else None,
+        phases=timeline(("explore", exploit_at), *([("exploit", None)] if exploit_at else [])),
         output_axis=output_axis,
         note="" if attention.on_update else _ON_GRADIENT,
         seed=seed,
@@ -164,15 +172,21 @@ class _Attention(NamedTuple):
 
     def of_weights(self, s: Signals) -> dict[str, jax.Array]:
         """``a = lb + (1 - lb) min(|w| / top, 1)``; the backward pass takes it as given."""
-        floor, top = s.memory["floor"], s.memory["top"]
-        return {
-            path: jax.lax.stop_gradient(floor + (1 - floor) * share_of_maximum(s.dense[path], t))
-            for path, t in top.items()
-        }
+        attention = {}
+        for path in s.mask:
+            floor, top = self.held(s, path)
+            a = floor + (1 - floor) * share_of_maximum(s.dense[path], top)
+            attention[path] = jax.lax.stop_gradient(a)
+        return attention
+
+    def held(self, s: Signals, path: str) -> tuple[jax.Array, jax.Array]:
+        """Lb and the maximum of a leaf, in the type of its magnitudes."""
+        dtype = s.dense[path].real.dtype
+        return s.memory["floor"].astype(dtype), s.memory["top"][path].astype(dtype)
 
     def of_changes(self, s: Signals, path: str, a: jax.Array) -> jax.Array:
         """A on kept weights; on masked ones the floor, or nothing where the whole unit is dead."""
-        lower = a if self.own else s.memory["floor"]
+        lower = a if self.own else self.held(s, path)[0]
         if self.hold:
             lower = jnp.where(s.memory["alive"][path], lower, 0)
         return jnp.where(s.mask[path], a, lower)
@@ -182,8 +196,11 @@ class _Attention(NamedTuple):
         leaves = {}
         for path, a in self.of_weights(s).items():
             w = s.dense[path]
-            backward = w if self.on_update else self.of_changes(s, path, a) * w
-            leaves[path] = through(cut(a * w if self.forward else w, s.mask[path]), backward)
+            factor = self.of_changes(s, path, a).astype(w.dtype)
+            # Selected, not only multiplied: a factor 0 must hold an infinite gradient off, too.
+            backward = w if self.on_update else jnp.where(factor != 0, factor * w, 0)
+            value = a.astype(w.dtype) * w if self.forward else w
+            leaves[path] = through(cut(value, s.mask[path]), backward)
         return leaves
 
     def update_scale(self, s: Signals) -> Leaves:
@@ -198,13 +215,12 @@ class _Attention(NamedTuple):
 
     def inverse(self, s: Signals) -> Leaves:
         """The weights of which seen values are the view."""
-        floor, top = s.memory["floor"], s.memory["top"]
-        return {path: without_attention(s.dense[path], floor, t) for path, t in top.items()}
+        return {path: without_attention(s.dense[path], *self.held(s, path)) for path in s.mask}
 
     def blank(self, mask: Leaves) -> dict[str, Any]:
         """Before the first update the network is dense: a is 1 everywhere."""
-        top = {path: jnp.ones(()) for path in mask}
-        return {"floor": jnp.ones(()), "top": top, **self.units.init(mask)}
+        top = {path: jnp.ones((), jnp.float32) for path in mask}
+        return {"floor": jnp.ones((), jnp.float32), "top": top, **self.units.init(mask)}
 
     def remember(self, s: Signals) -> dict[str, Any]:
         """lb, maxima and living units of this refresh; on the first update, of the start."""

@@ -25,7 +25,7 @@ def prune_once(
 ) -> tuple[Any, Any]:
     """Prunes the weights of smallest magnitude at once.
 
-    The ``N - round(N s)`` largest ``|w|`` stay, over the tree or in each leaf.
+    The ``round(N (1 - s))`` largest ``|w|`` stay, over the tree or in each leaf.
 
     Args:
       params: any tree of arrays.

@@ -10,7 +10,7 @@ from jaxprune import scores, views
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.masks import largest
 from jaxprune.schedules import constant, once
-from jaxprune.transform import method, prune
+from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import MaskUpdate, wrong
 
@@ -21,6 +21,7 @@ def static(
     *,
     masks: Any = None,
     sparsity: Any = None,
+    start: Start = None,
     where: Where | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
@@ -33,6 +34,8 @@ def static(
       inner: the optimizer; or None, written out, to stand last in a chain.
       masks: the masks, by path; a leaf that is missing stays whole. Give these or ``sparsity``.
       sparsity: the share to prune at random, in [0, 1).
+      start: instead of ``masks``, as other methods have it: masks, or a function of the first
+        update's `Signals`.
       where: which leaves are pruned; replaces the default rule.
       distribution: of random masks: "erk", "uniform", "global", densities, or a function.
       overrides: ``{pattern: sparsity}`` for random masks, counted in the total.
@@ -43,8 +46,8 @@ def static(
       A gradient transformation; the params are the pruned network after each update.
 
     Raises:
-      ValueError: if neither or both of ``masks`` and ``sparsity`` are given, or a sparsity lies
-        outside [0, 1).
+      ValueError: unless exactly one of ``masks``, ``sparsity`` and ``start`` is given, or if a
+        sparsity lies outside [0, 1).
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -60,11 +63,15 @@ def static(
       original; random masks of ERK densities: Evci et al., Rigging the Lottery, 2020,
       https://arxiv.org/abs/1911.11134.
     """
-    if (masks is None) == (sparsity is None):
-        came = "neither" if masks is None else "both"
-        raise ValueError(wrong("masks", "be given, or else `sparsity`", came))
-    if masks is not None:
-        return prune(inner, [], views.hard, where=where, start=masks, seed=seed)
+    given = {"masks": masks, "sparsity": sparsity, "start": start}
+    came = [name for name, value in given.items() if value is not None]
+    if len(came) != 1:
+        raise ValueError(
+            wrong("masks", "be given, or else `sparsity` or `start`, one of them", came)
+        )
+    if sparsity is None:
+        first = start if masks is None else masks
+        return prune(inner, [], views.hard, where=where, start=first, seed=seed)
     budget = Budget(constant(sparsity), distribution, overrides, min_density)
     drawn = MaskUpdate(
         when=once(1),

@@ -37,8 +37,8 @@ def straight_through(
     """Prunes by magnitude while masked weights go on learning from the pruned network's gradient.
 
     The network is ``e = m * w``; dense weights move by ``w <- w + inner(dL/de)``, masked ones too,
-    and can come back: each refresh keeps the ``N - round(N s_n)`` largest ``|w|`` of all. Refreshes
-    go on after the ramp, at the target, without end.
+    and can come back: each refresh keeps the ``round(N (1 - s_n))`` largest ``|w|`` of all.
+    Refreshes go on after the ramp, at the target, without end.
 
     Args:
       inner: the optimizer; or None, written out, to stand last in a chain.
@@ -52,7 +52,8 @@ def straight_through(
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       dead_units: "hold": masked weights of an output unit without any kept weight get no gradient
-        (momentum and decay run on), our guard against collapse under batch norm; "move": they do.
+        (momentum and decay run on; no update where ``inner`` is None), our guard against collapse
+        under batch norm; "move": they do.
       output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
       seed: not used by this method's scores.
 
@@ -80,7 +81,7 @@ def straight_through(
       Lin et al., Dynamic Model Pruning with Feedback, 2020, https://arxiv.org/abs/2006.07253; the
       guard is original.
     """
-    schedule = schedule_of(sparsity, ramp, start)
+    schedule = schedule_of(sparsity, ramp, start, where)
     budget = Budget(schedule, distribution, overrides, min_density)
     one_of("dead_units", dead_units, ("hold", "move"))
     largest_stay = MaskUpdate(
@@ -90,18 +91,27 @@ def straight_through(
         select=partial(largest, min_density=min_density),
     )
 
+    def moving(s: Signals, path: str) -> Any:
+        return s.mask[path] | s.memory["alive"][path]
+
     def apply(s: Signals) -> Leaves:
         return {p: through(cut(s.dense[p], m), learning(s, p)) for p, m in s.mask.items()}
 
     def learning(s: Signals, path: str) -> Any:
         if dead_units == "move":
             return s.dense[path]
-        return jnp.where(s.mask[path] | s.memory["alive"][path], s.dense[path], 0)
+        return jnp.where(moving(s, path), s.dense[path], 0)
+
+    def living(s: Signals) -> Leaves:
+        return {path: moving(s, path) for path in s.mask}
+
+    # Finished updates have no gradient to hold: there it is the update that is held.
+    hold_updates = living if inner is None and dead_units == "hold" else None
 
     return prune(
         inner,
         [largest_stay],
-        View(apply, copy=True),
+        View(apply, update_scale=hold_updates, copy=True),
         where=where,
         start=start,
         memory=guard(output_axis) if dead_units == "hold" else None,

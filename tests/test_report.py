@@ -1,0 +1,171 @@
+"""`plan` before training and `summarize` at any moment: numbers, and the tables that print them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from test_readers import trained
+from tiny import updater
+
+import jaxprune
+from jaxprune import schedules
+
+
+def gradual(**values: Any) -> Any:
+    return jaxprune.gradual_magnitude(
+        optax.sgd(0.1, momentum=0.9), **({"sparsity": 0.9, "ramp": (0, 40)} | values)
+    )
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "erk", "global"])
+@pytest.mark.parametrize("overrides", [None, {"head": 0.9}])
+def test_a_plan_is_what_happens(distribution: str, overrides: Any) -> None:
+    values = {"distribution": distribution, "overrides": overrides, "ramp": (0, 2), "every": 2}
+    tx, params = gradual(sparsity=0.5, **values), tiny.params()
+    plan = jaxprune.plan(tx, jax.eval_shape(tiny.params))
+    state, step = tx.init(params), updater(tx)
+    changes, before = [], tiny.saved(state.prune_mask)
+    for n in range(1, 5):
+        params, state = step(tiny.zeros_like(params), state, params)
+        if not all(map(np.array_equal, *map(jax.tree.leaves, (before, state.prune_mask)))):
+            changes.append(n)
+        before = tiny.saved(state.prune_mask)
+    found = tiny.kept(state)
+    assert (plan.kept, plan.total) == (sum(found.values()), 72)
+    assert plan.steps == tuple(changes) == (2,)
+    assert not plan.endless
+    for leaf in plan.leaves:
+        if leaf.kept_end is not None:
+            assert leaf.kept_end == found[leaf.path]
+            assert leaf.density_end == leaf.kept_end / tiny.size(leaf.path)
+    known = {leaf.path for leaf in plan.leaves if leaf.kept_end is not None}
+    by_leaf = {"body/kernel", "head/kernel"} if distribution != "global" else set()
+    assert known == by_leaf | ({"head/kernel"} if overrides else set())
+
+
+def test_a_plan_gives_a_reason_for_every_leaf() -> None:
+    params = {
+        "embed": {"embedding": jnp.ones((4, 4))},
+        "norm": {"weight": jnp.ones((4, 4))},
+        "head": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+        "count": jnp.ones((4, 4), jnp.int32),
+        "empty": jnp.ones((0, 4)),
+        "weight": jnp.ones((3, 2)),
+    }
+    plan = jaxprune.plan(gradual(), params)
+    assert {leaf.path: leaf.reason for leaf in plan.leaves} == {
+        "count": "not floating",
+        "embed/embedding": "embedding",
+        "empty": "empty",
+        "head/bias": "fewer than two dimensions",
+        "head/kernel": "",
+        "norm/weight": "norm",
+        "weight": "",
+    }
+    assert [leaf.path for leaf in plan.leaves] == sorted(leaf.path for leaf in plan.leaves)
+    axes = {leaf.path: leaf.output_axis for leaf in plan.leaves if leaf.pruned}
+    assert axes == {"head/kernel": 1, "weight": 0}
+    by_hand = jaxprune.plan(gradual(where="head"), params).leaves
+    assert {leaf.reason for leaf in by_hand if leaf.path not in ("count", "empty")} == {
+        "",
+        "left out by `where`",
+    }
+    text = str(plan)
+    for words in ("no (not floating)", "no (norm)", "4x4", "kept at the end: 3 of 22", "0.1250"):
+        assert words in text
+
+
+def test_a_plan_knows_when_masks_change() -> None:
+    def steps(method: Any = jaxprune.straight_through, **values: Any) -> Any:
+        plan = jaxprune.plan(method(optax.sgd(0.1), **values), tiny.params())
+        return plan.steps, plan.endless
+
+    half = {"sparsity": 0.5, "ramp": (0, 40)}
+    assert steps(jaxprune.gradual_magnitude, **half) == ((16, 32, 40), False)
+    assert steps(jaxprune.magnitude_attention, exploit_at=50, **half) == ((16, 32, 40, 48, 50), False)
+    found, endless = steps(**half)
+    assert (found[:3], endless) == ((16, 32, 40), True)
+    assert steps(jaxprune.static, sparsity=0.5) == ((1,), False)
+    masks = {"head": {"kernel": jnp.ones((8, 5), bool)}}
+    assert steps(jaxprune.static, masks=masks) == ((), False)
+    assert "no changes" in str(jaxprune.plan(jaxprune.static(None, masks=masks), tiny.params()))
+    assert "without end" in str(
+        jaxprune.plan(jaxprune.straight_through(None, **half), tiny.params())
+    )
+
+
+def test_a_plan_counts_the_state_beside_the_optimizers() -> None:
+    """A byte of mask an entry of 72 of 80; a dense copy has four more; and a few scalars."""
+    hard = jaxprune.plan(gradual(), tiny.params())
+    copied = jaxprune.plan(
+        jaxprune.straight_through(optax.adam(0.1), sparsity=0.5, ramp=(0, 4)), tiny.params()
+    )
+    scalars = 4 * 4 + 8  # counters and the key
+    assert hard.bytes_per_parameter == (72 + scalars) / 80
+    assert copied.bytes_per_parameter == (72 + scalars + 4 * 72 + 8 + 5) / 80  # and living units
+
+
+def test_a_plan_tells_what_is_not_known() -> None:
+    tx = gradual(sparsity=lambda n: 0.5, ramp=None)
+    plan = jaxprune.plan(tx, tiny.params())
+    assert (plan.kept, plan.endless) == (None, True)
+    assert "kept at the end: as the schedule says" in str(plan)
+    adam = jaxprune.magnitude_attention(optax.adam(0.1), sparsity=0.5, ramp=(0, 4))
+    assert 'attention_on="update"' in str(jaxprune.plan(adam, tiny.params()))
+    with pytest.raises(ValueError, match="`tx` must hold a jaxprune method"):
+        jaxprune.plan(optax.adam(0.1), tiny.params())
+
+
+def test_a_plan_begins_at_the_start() -> None:
+    start = {"body": {"kernel": jnp.arange(32).reshape(4, 8) < 8}}
+    given, drawn = (
+        jaxprune.plan(gradual(start=start, sparsity=0.95), tiny.params()),
+        jaxprune.plan(gradual(start=lambda signals: {}), tiny.params()),
+    )
+    now = {leaf.path: leaf.density_now for leaf in given.leaves if leaf.pruned}
+    assert now == {"body/kernel": 0.25}  # what has no mask is not pruned
+    assert {leaf.density_now for leaf in drawn.leaves} == {None}
+
+
+def test_a_summary_counts_what_is_kept_and_what_is_dead() -> None:
+    masks = {
+        "body": {"kernel": jnp.ones((4, 8), bool).at[:, :3].set(False)},
+        "head": {"kernel": jnp.zeros((8, 5), bool)},
+    }
+    tx = jaxprune.static(optax.sgd(0.1), masks=masks)
+    params = tiny.params()
+    params, state = updater(tx)(tiny.zeros_like(params), tx.init(params), params)
+    summary = jaxprune.summarize(params, state)
+    body, head = summary.leaves
+    assert (body.kept, body.total, body.nonzero, body.dead_units, body.units) == (20, 32, 20, 3, 8)
+    assert (head.kept, head.nonzero, head.dead_units, head.sparsity) == (0, 0, 5, 1.0)
+    assert (summary.kept, summary.total, summary.step) == (20, 72, 1)
+    assert summary.sparsity == 1 - 20 / 72
+    assert summary.collapsed == ("head/kernel",)
+    text = str(summary)
+    for words in ("after update 1, phase 'train'", "3 of 8", "0.7222", "layer collapse: nothing"):
+        assert words in text
+    assert "drift" not in text
+    assert "revived" not in text
+
+
+def test_a_summary_tells_its_troubles() -> None:
+    params, state, _ = trained(jaxprune.gradual_magnitude)
+    troubled = state._replace(
+        prune_drift=jnp.int32(3), prune_skipped=jnp.int32(2), prune_revived=jnp.int32(1)
+    )
+    summary = jaxprune.summarize(params, troubled)
+    assert (summary.drift, summary.skipped, summary.revived) == (3, 2, 1)
+    text = str(summary)
+    for words in ("drift: 3 entries", "skipped refreshes: 2", "revived: 1 zeros", "`start=`"):
+        assert words in text
+
+
+def test_a_schedule_of_ones_own_is_planned_by_its_grid() -> None:
+    ramp = schedules.linear(0, 8, 0.5)
+    plan = jaxprune.plan(gradual(sparsity=ramp, ramp=None, every=3), tiny.params())
+    assert (plan.steps, plan.kept) == ((3, 6, 8), 36)

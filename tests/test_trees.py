@@ -1,0 +1,162 @@
+"""Leaves by path and back; what is pruned by default; slots, keys and output axes."""
+
+import zlib
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import linen, nnx
+from flax.core import FrozenDict
+
+from jaxprune import trees
+
+
+class Pair(NamedTuple):
+    kernel: Any
+    bias: Any
+
+
+def boxed(names: Any = ("a", None)) -> Any:
+    return linen.Partitioned(jnp.ones((2, 3)), names=names)
+
+
+TREES = {
+    "dict": ({"a": {"b": jnp.ones(2)}, "c": jnp.ones(3)}, ["a/b", "c"]),
+    "frozen": (FrozenDict({"a": {"b": jnp.ones(2)}}), ["a/b"]),
+    "sequence": ([jnp.ones(2), (jnp.ones(3), {"x": jnp.ones(1)})], ["0", "1/0", "1/1/x"]),
+    "named": (Pair(jnp.ones(2), jnp.ones(3)), ["kernel", "bias"]),
+    "array": (jnp.ones(2), [""]),
+    "nothing": ({}, []),
+    "none": ({"a": None, "b": jnp.ones(2)}, ["b"]),
+    "boxed": ({"kernel": boxed()}, ["kernel"]),
+    "box alone": (boxed(), [""]),
+    "value": ({"value": jnp.ones(2), "a": {"value": jnp.ones(2)}}, ["a", "value"]),
+    "module": (nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))), ["bias", "kernel"]),
+    "equinox": (eqx.nn.Linear(2, 3, key=jax.random.key(0)), ["weight", "bias"]),
+    "hole": ({"a": trees.HOLE, "b": jnp.ones(2)}, ["b"]),
+}
+every_tree = pytest.mark.parametrize(("tree", "paths"), TREES.values(), ids=TREES)
+
+
+@every_tree
+def test_leaves_go_by_path_and_come_back(tree: Any, paths: list[str]) -> None:
+    leaves = trees.by_path(tree)
+    assert [*leaves] == paths
+    assert all(hasattr(leaf, "shape") for leaf in leaves.values())
+    back = trees.from_paths(tree, leaves)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    tiny.same_bits(back, tree)
+
+
+@every_tree
+def test_a_leaf_that_is_left_out_is_a_hole_for_its_whole_box(tree: Any, paths: list[str]) -> None:
+    holes = trees.from_paths(tree, {})
+    assert jax.tree.leaves(holes) == []
+    assert trees.by_path(holes) == {}
+    nodes = jax.tree.leaves(holes, is_leaf=trees.is_hole)
+    there = sum(map(trees.is_hole, jax.tree.leaves(tree, is_leaf=trees.is_hole)))
+    assert sum(map(trees.is_hole, nodes)) == len(paths) + there
+    assert not any(map(trees.is_box, nodes))
+
+
+def test_boxes_are_told_from_containers() -> None:
+    assert trees.is_box(boxed())
+    assert trees.is_box(nnx.Param(jnp.ones(2)))
+    for other in ({"value": jnp.ones(2)}, Pair(1, 2), jnp.ones(2), [1], trees.HOLE, None, 3):
+        assert not trees.is_box(other)
+    again = trees.rebox(boxed(), jnp.zeros((2, 3), bool))
+    assert (again.names, again.value.dtype) == (("a", None), bool)
+
+
+PRUNED = [
+    "kernel",
+    "patch_embedding/kernel",
+    "pre_norm_mlp/kernel",
+    "upscale/kernel",
+    "attention/query/kernel",
+    "normalizer_free/kernel",
+    "weight",
+]
+UNPRUNED = [
+    "attention/query/bias",
+    "BIAS",
+    "LayerNorm_0/scale",
+    "token_embedder/embedding",
+    "embedding/weight",
+    "pos_embed/w",
+    "Embed_0/embedding",
+    "layer_norm/weight",
+    "ln_1/w",
+    "BatchNorm_0/kernel",
+]
+
+
+@pytest.mark.parametrize("path", PRUNED + UNPRUNED)
+def test_the_default_rule_reads_whole_components(path: str) -> None:
+    leaves = {path: jax.ShapeDtypeStruct((4, 4), jnp.float32)}
+    assert bool(trees.prunable(leaves)) == (path in PRUNED)
+
+
+def test_only_floating_leaves_with_entries_are_pruned_whatever_where_says() -> None:
+    leaves = {
+        "int": jnp.ones((2, 2), jnp.int32),
+        "bool": jnp.ones((2, 2), bool),
+        "empty": jnp.ones((0, 2)),
+        "half": jnp.ones((2, 2), jnp.bfloat16),
+        "complex": jnp.ones((2, 2), jnp.complex64),
+        "vector": jnp.ones(3),
+    }
+    assert trees.prunable(leaves) == ["half", "complex"]
+    assert trees.prunable(leaves, ".") == ["half", "complex", "vector"]
+    assert trees.prunable(leaves, lambda path, leaf: leaf.ndim == 1) == ["vector"]
+
+
+def test_a_pattern_without_a_match_names_near_paths() -> None:
+    paths = ["encoder/kernel", "decoder/kernel"]
+    assert trees.matching("coder/k", paths, "where") == paths
+    assert trees.by_pattern({"^enc": 1, "coder": 2}, paths, "x") == dict(zip(paths, [1, 2]))
+    with pytest.raises(ValueError, match="`overrides` must match.*did you mean 'decoder/kernel'"):
+        trees.by_pattern({"decodr/kernel": 1}, paths, "overrides")
+
+
+def test_slots_are_found_by_suffix_and_shape() -> None:
+    leaves = {"kernel": jnp.ones((4, 8)), "head/kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+    find = trees.parameter_of
+    assert find("0/trace/kernel", (4, 8), leaves) == "kernel"
+    assert find("0/mu/head/kernel", (4, 8), leaves) == "head/kernel"
+    assert find("0/v_row/head/kernel", (4, 1), leaves) == "head/kernel"
+    assert find("0/v_row/head/kernel", (4,), leaves) is None
+    assert find("0/nu/subhead/kernel", (4, 8), leaves) == "kernel"
+    assert find("count", (), leaves) is None
+    assert find("0/mu", (3,), {"": jnp.ones(3)}) == ""
+
+
+def test_every_slot_of_adam_belongs_to_its_parameter() -> None:
+    params = trees.by_path(tiny.params())
+    slots = trees.by_path(optax.adam(0.1).init(tiny.params()))
+    found = {s: trees.parameter_of(s, leaf.shape, params) for s, leaf in slots.items()}
+    assert sorted(filter(None, found.values())) == sorted([*params] * 2)
+    assert all(path is None or slot.endswith(path) for slot, path in found.items())
+
+
+def test_a_key_depends_on_the_path_alone() -> None:
+    raw = jax.random.key_data(jax.random.key(3, impl="threefry2x32"))
+    typed = trees.path_key(jax.random.key(3, impl="threefry2x32"), "a/b")
+    expected = jax.random.fold_in(jax.random.key(3), zlib.crc32(b"a/b"))
+    assert trees.path_key(raw, "a/b") == typed == expected
+    assert trees.path_key(raw, "a/c") != typed
+
+
+def test_output_axes() -> None:
+    leaves = {"conv/kernel": np.ones((3, 3, 2, 4)), "conv/weight": np.ones((4, 2, 3, 3))}
+    assert trees.output_axes(leaves) == {"conv/kernel": 3, "conv/weight": 0}
+    assert trees.output_axes(leaves, -2) == {"conv/kernel": 2, "conv/weight": 2}
+    assert trees.output_axes(leaves, {"kern": 1}) == {"conv/kernel": 1, "conv/weight": 0}
+    assert trees.output_axes({"scalar": np.ones(())}) == {"scalar": 0}
+    with pytest.raises(ValueError, match=r"lie in \[-4, 4\) for 'conv/kernel', got 4"):
+        trees.output_axes(leaves, {"kern": 4})
