@@ -42,7 +42,7 @@ FLOORS = {"sgd-momentum": 1.45, "adamw": 1.32}
 
 def resnet50_shapes() -> dict[str, tuple[int, ...]]:
     """The kernels of a ResNet-50 by path: 54 leaves, 25.5 million parameters."""
-    shapes = {"stem": (7, 7, 3, 64), "head": (2048, 1000)}
+    shapes = {"head": (2048, 1000), "stem": (7, 7, 3, 64)}
     inputs = 64
     for stage, (blocks, width) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True)):
         for block in range(blocks):
@@ -197,8 +197,15 @@ def network_rows() -> list[tuple[str, str, str]]:
 
 
 def compile_rows() -> list[tuple[str, str, str]]:
-    """How much longer a step with a refresh compiles, on 161 leaves."""
-    params = {f"layer{i}/kernel": jnp.ones((64, 64 + i)) for i in range(161)}
+    """How much longer a step with a refresh compiles, on the 161 leaves of a ResNet-50."""
+    shapes = resnet50_shapes()
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    for path, kernel in list(params.items())[1:]:
+        for name in ("scale", "bias"):
+            width = (kernel.shape[-1],)
+            params[f"{path}_{name}/{name}"] = jax.ShapeDtypeStruct(width, jnp.float32)
+    params["head/bias"] = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    assert len(params) == 161
     inner = OPTIMIZERS["sgd-momentum"]
     wrapped = METHODS["gradual magnitude"](inner)
 

@@ -5,7 +5,7 @@ is its false branch, which XLA then leaves in place.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxprune.masks import largest
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.scores import magnitude
-from jaxprune.selection import Ranked, any_nan
+from jaxprune.selection import Ranked, any_nan, count_true
 from jaxprune.state import PRNG, Parts
 from jaxprune.trees import by_path, is_complex, known
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals
@@ -60,7 +60,7 @@ def _change(
 ) -> tuple:
     drift, skipped, revived = counters
     first, old = signals.step == 1, signals.mask
-    off = _count(lambda p, m: (p != 0) & ~m, params, old)
+    odd = _odd_entries(params, old, first)
     key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=PRNG), signals.step)
     signals = signals._replace(key=jax.random.key_data(key))
     began = started(parts, signals)
@@ -73,7 +73,7 @@ def _change(
         failed |= due & failure
         # The count is never negative. But it has to be done before the old masks are overwritten:
         # where nothing says so, XLA copies them, in every step.
-        due &= off >= 0
+        due &= odd >= 0
         new = {path: jnp.where(due, chosen[path], m) for path, m in signals.mask.items()}
         signals = signals._replace(mask=new)
     mask = {path: jnp.where(failed, old[path], m) for path, m in signals.mask.items()}
@@ -81,10 +81,9 @@ def _change(
     if parts.memory:
         new = parts.memory.update(signals._replace(mask=mask))
         memory = jax.tree.map(lambda a, b: jnp.where(failed, a, b.astype(a.dtype)), memory, new)
-    zeros = _count(lambda p, m: (p == 0) & m & jnp.any(p != 0), params, mask)
-    drift += jnp.where(first, 0, off)
+    drift += jnp.where(first, 0, odd)
     skipped += failed.astype(jnp.int32)
-    return mask, memory, (drift, skipped, jnp.where(first, zeros, revived))
+    return mask, memory, (drift, skipped, jnp.where(first, odd, revived))
 
 
 def started(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
@@ -153,6 +152,16 @@ def _missing(counts: Counts, mask: Leaves) -> Counts:
     return {p: jnp.maximum(c - (rest if p == REST else kept[p]), 0) for p, c in counts.items()}
 
 
-def _count(test: Callable[[Any, Any], jax.Array], params: Leaves, mask: Leaves) -> jax.Array:
-    found = (jnp.sum(test(params[path], m), dtype=jnp.int32) for path, m in mask.items())
-    return sum(found, jnp.zeros((), jnp.int32))
+def _odd_entries(params: Leaves, mask: Leaves, first: jax.Array) -> jax.Array:
+    """Entries that a pruned network should not have: one count, of two kinds.
+
+    On the first update the zeros that are kept, in a leaf that has others: they may grow again.
+    Later what is not 0 where it is pruned: something else wrote it.
+    """
+    total = jnp.zeros((), jnp.int32)
+    for path, m in mask.items():
+        p = params[path]
+        odd = jnp.where(first, (p == 0) & m, (p != 0) & ~m)
+        count = count_true(odd)
+        total += jnp.where(first & (count == p.size), 0, count)
+    return total

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     magnitude: bool = True  # masks rank |w|
     gradients: bool = False  # masks rank by gradients, so it cannot stand last in a chain
 
-    def __call__(self, inner: Any, **values: Any) -> optax.GradientTransformationExtraArgs:
+    def __call__(self, inner: Any, **values: Any) -> Any:
         return self.method(inner, **({"sparsity": SPARSITY} | self.times | values))
 
     @property
@@ -48,7 +48,7 @@ class Row(NamedTuple):
             return {path: at(tiny.size(path), target) for path, target in TARGET.items()}
         return {"*": at(sum(map(tiny.size, TARGET)), sum(TARGET.values()))}
 
-    def count(self, state: Any, n: int) -> None:
+    def kept_as_scheduled(self, state: Any, n: int) -> None:
         """After update n exactly as many entries are kept as scheduled."""
         found = kept(state)
         assert (found if self.by_leaf else {"*": sum(found.values())}) == self.kept(n)
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
     def check(self, params: Any, state: Any, n: int) -> None:
         """After update n: exact counts, exact support, and `verify` has nothing to say."""
-        self.count(state, n)
+        self.kept_as_scheduled(state, n)
         on_support(params, state)
         jaxprune.verify(params, state)
 

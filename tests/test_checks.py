@@ -46,7 +46,9 @@ def test_an_edit_of_a_kept_entry_is_named_where_there_is_a_copy(method: Any) -> 
         again, _ = step(tiny.zeros_like(params), state, wrong)
         assert again["head"]["kernel"][place] != params["head"]["kernel"][place]
     else:
-        with pytest.raises(ValueError, match="must be the view of the dense weights, got .* at 'head/k"):
+        with pytest.raises(
+            ValueError, match=r"must be the view of the dense weights, got .* at 'head/k"
+        ):
             jaxprune.verify(wrong, state)
 
 
@@ -78,7 +80,7 @@ def test_verify_is_silent_on_what_is_right(method: Any) -> None:
 
 def test_verify_reads_all_leaves() -> None:
     params, state, _ = trained(jaxprune.gradual_magnitude)
-    with pytest.raises(ValueError, match="`params` must have every .*, got 'head/kernel'"):
+    with pytest.raises(ValueError, match=r"`params` must have every .*, got 'head/kernel'"):
         jaxprune.verify({"body": params["body"]}, state)
 
 
@@ -98,7 +100,7 @@ def test_nan_is_seen_as_it_is() -> None:
 @pytest.mark.parametrize("forward", [True, False])
 @pytest.mark.parametrize("strength", [0.0, 1.0, jnp.inf])
 def test_rebase_inverts_attention(strength: float, forward: bool) -> None:
-    """The params stay what was given: also above the maximum, and with attention of any strength."""
+    """The params stay what was given: also above the maximum; any strength."""
     values = {"strength": strength, "forward": forward}  # the ramp ended: no refresh any more
     params, state, step = trained(jaxprune.magnitude_attention, **values)
     new = jax.tree.map(lambda p: -1.7 * p, params)

@@ -157,7 +157,7 @@ def test_all_zero_params_keep_exactly_as_many(row: Row) -> None:
     step, params, state = begin(row, tiny.zeros_like(tiny.params()))
     for n in range(1, STEPS + 1):
         params, state = step(params, state, strength=0.0)
-        row.count(state, n)
+        row.kept_as_scheduled(state, n)
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(params))
 
 

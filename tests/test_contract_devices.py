@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,17 @@ import pytest
 import tiny
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from methods_table import CORE, SPARSITY, STEPS, TARGET, Row, adamw, begin, every_method, one_program
+from methods_table import (
+    CORE,
+    SPARSITY,
+    STEPS,
+    TARGET,
+    Row,
+    adamw,
+    begin,
+    every_method,
+    one_program,
+)
 from tiny import Loop, theirs
 
 import jaxprune
@@ -35,6 +46,7 @@ def test_scan_and_vmap_over_seeds_and_sparsities(row: Row) -> None:
         return params, jaxprune.get_masks(state), jaxprune.sparsity_of(state)
 
     sparsities, seeds = jnp.array([0.5, SPARSITY, 0.9]), jnp.array([3, 0, 4])
+
     def both() -> Any:
         return run(SPARSITY, 0), jax.vmap(run)(sparsities, seeds)
 
@@ -56,20 +68,28 @@ def layout_on(kind: Any) -> Any:
     return {"body": {"kernel": P(None, "x"), "bias": P("x")}, "head": {"kernel": rows}}
 
 
+@contextlib.contextmanager
+def on_mesh(kind: Any) -> Iterator[Any]:
+    """Within a mesh of four devices; without a kind, on one device."""
+    if kind is None:
+        yield None
+        return
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,), devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
 def trained_on(row: Row, optimizer: str, kind: Any = None) -> dict[str, np.ndarray]:
     """The masks and params after training on four devices, or on one."""
     tx, params = row(theirs(CORE[optimizer]())), tiny.params()
     options = {} if optimizer == "adamw" else tiny.quick()
-    if kind is None:
-        state, mesh = tx.init(params), contextlib.nullcontext()
-    else:
-        mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,), devices=jax.devices()[:4])
-        shardings = jax.tree.map(functools.partial(NamedSharding, mesh), layout_on(kind))
-        params = jax.device_put(params, shardings)
-        shardings = jaxprune.state_shardings(tx, params)
-        mesh = jax.set_mesh(mesh)
-    with mesh:
-        if kind is not None:
+    with on_mesh(kind) as mesh:
+        if mesh is None:
+            state = tx.init(params)
+        else:
+            shardings = jax.tree.map(functools.partial(NamedSharding, mesh), layout_on(kind))
+            params = jax.device_put(params, shardings)
+            shardings = jaxprune.state_shardings(tx, params)
             init = jax.jit(tx.init, out_shardings=shardings, compiler_options=tiny.quick())
             state = init(params)
             masks = tiny.layout(jaxprune.get_masks(state))

@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tiny
 from flax import linen, nnx
 from flax.core import FrozenDict
@@ -95,6 +94,8 @@ def ends_at_ninety_percent(params: Any, opt_state: Any) -> None:
 
 
 class Pair(NamedTuple):
+    """A module of one's own."""
+
     kernel: Any
     bias: Any
 

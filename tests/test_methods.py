@@ -1,5 +1,6 @@
 """The four methods against small NumPy formulas, and what is theirs alone."""
 
+import functools
 from typing import Any
 
 import hypothesis
@@ -98,7 +99,8 @@ class Oracle:
 def follow(method: Any, oracle: Oracle, steps: int = STEPS, **values: Any) -> list[Any]:
     """Trains a method beside its oracle; both see the same dense gradients."""
     inner = theirs(optax.sgd(RATE, momentum=MOMENTUM))
-    step = Loop(method(inner, sparsity=oracle.sparsity, ramp=(0, 4), every=2, **values))
+    tx = method(inner, sparsity=oracle.sparsity, ramp=(0, 4), every=2, **values)
+    step = Loop(tx, compiler_options=tiny.quick())
     params, states = tiny.params(), []
     state = step.tx.init(params)
     for n in range(1, steps + 1):
@@ -182,8 +184,9 @@ def test_masked_weights_do_not_move_a_bit_in_exploitation() -> None:
     inner = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(RATE, momentum=MOMENTUM))
     for on in ("gradient", "update"):
         tx = jaxprune.magnitude_attention(
-            theirs(inner), sparsity=0.7, ramp=(0, 2), every=1, exploit_at=3, attention_on=on
-        )
+            theirs(inner), sparsity=0.7, ramp=(0, 2), every=1, exploit_at=3, attention_on=on,
+            dead_units="move",
+        )  # fmt: skip
         step, params = tiny.updater(tx), tiny.params()
         state, trail = tx.init(params), []
         for n in range(1, 7):
@@ -200,7 +203,7 @@ def test_masked_weights_do_not_move_a_bit_in_exploitation() -> None:
 
 @hypothesis.given(
     st.integers(0, 2**32 - 1),
-    st.floats(1e-3, 1, width=32),
+    st.floats(2**-9, 1, width=32),
     st.sampled_from([1e-20, 1e-3, 1.0, 3e4]),
 )
 def test_attention_is_even_scale_free_and_between_the_floor_and_1(
@@ -210,7 +213,7 @@ def test_attention_is_even_scale_free_and_between_the_floor_and_1(
     a = attention(w, w, floor)
     assert (a >= np.float32(floor)).all()
     assert (a <= 1).all()
-    assert a[np.abs(w).argmax()] == 1
+    assert a[np.abs(w).argmax()] >= 1 - np.float32(2**-23)
     np.testing.assert_array_equal(attention(-w, w, floor), a)
     np.testing.assert_allclose(attention(np.float32(scale) * w, scale * w, floor), a, rtol=1e-5)
     order = np.argsort(np.abs(w))
@@ -230,7 +233,7 @@ def attention(w: np.ndarray, at_refresh: np.ndarray, floor: float) -> np.ndarray
     ("inner", "values", "message"),
     [
         (optax.sgd(0.1), {"exploit_at": 3}, "`exploit_at` must not come before the ramp's end, 4"),
-        (None, {"attention_on": "gradient"}, "`attention_on` must be 'update', got 'gradient'"),
+        (None, {"attention_on": "gradient"}, "`attention_on` must be 'update'.*got 'gradient'"),
         (optax.sgd(0.1), {"attention_on": "both"}, "`attention_on` must be 'gradient' or 'update'"),
         (optax.sgd(0.1), {"masked": "top"}, "`masked` must be 'floor' or 'own', got 'top'"),
         (optax.sgd(0.1), {"dead_units": "kill"}, "`dead_units` must be 'hold' or 'move'"),
@@ -272,7 +275,8 @@ def test_random_masks_are_drawn_once_and_by_seed() -> None:
 @pytest.mark.parametrize("distribution", ["global", "uniform"])
 def test_prune_once_is_its_formula(distribution: Any) -> None:
     params, w = tiny.params(), kernels(tiny.params())
-    pruned, masks = jaxprune.prune_once(params, 0.7, distribution=distribution)
+    prune = functools.partial(jaxprune.prune_once, params, 0.7, distribution=distribution)
+    pruned, masks = jax.jit(prune, compiler_options=tiny.quick())()
     by_leaf = np.concatenate([highest(np.abs(w[:32]), 10), highest(np.abs(w[32:]), 12)])
     expected = highest(np.abs(w), 22) if distribution == "global" else by_leaf
     np.testing.assert_array_equal(kernels(masks), expected)
@@ -289,10 +293,12 @@ def test_prune_once_takes_where_overrides_and_floors() -> None:
     assert counts(params, 0.5, where="b") == {"b": 10}
     with pytest.raises(ValueError, match="prunable leaf"):
         jaxprune.prune_once({"bias": jnp.ones(3)}, 0.5)
-    with pytest.raises(ValueError, match="did you mean 0.9"):
+    with pytest.raises(ValueError, match=r"did you mean 0\.9"):
         jaxprune.prune_once(params, 90)
 
 
 def counts(params: Any, sparsity: float, **values: Any) -> dict[str, int]:
-    masks = trees.by_path(jaxprune.prune_once(params, sparsity, **values)[1])
-    return {path: int(mask.sum()) for path, mask in masks.items()}
+    prune = jax.jit(
+        lambda: jaxprune.prune_once(params, sparsity, **values), compiler_options=tiny.quick()
+    )
+    return {path: int(mask.sum()) for path, mask in trees.by_path(prune()[1]).items()}

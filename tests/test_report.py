@@ -86,7 +86,10 @@ def test_a_plan_knows_when_masks_change() -> None:
 
     half = {"sparsity": 0.5, "ramp": (0, 40)}
     assert steps(jaxprune.gradual_magnitude, **half) == ((16, 32, 40), False)
-    assert steps(jaxprune.magnitude_attention, exploit_at=50, **half) == ((16, 32, 40, 48, 50), False)
+    assert steps(jaxprune.magnitude_attention, exploit_at=50, **half) == (
+        (16, 32, 40, 48, 50),
+        False,
+    )
     found, endless = steps(**half)
     assert (found[:3], endless) == ((16, 32, 40), True)
     assert steps(jaxprune.static, sparsity=0.5) == ((1,), False)

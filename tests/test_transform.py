@@ -42,7 +42,8 @@ def mask_of(state: Any) -> list[bool]:
 def landed(p: Any, t: Any, dtype: Any) -> Any:
     params = {"w": p.astype(dtype)}
     updates = transform._land_on_view(params, params, {"w": t.astype(dtype)})
-    return optax.apply_updates(params, updates)["w"]
+    found: Any = optax.apply_updates(params, updates)
+    return found["w"]
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -68,11 +69,11 @@ def test_an_update_lands_on_its_target_within_an_ulp(dtype: str, seed: int) -> N
 
 
 def test_start_masks_are_matched_by_path() -> None:
-    """A leaf without one stays whole, and one of a leaf that is not pruned is ignored."""
+    """A leaf without one is not pruned; the mask of a leaf that the rule leaves out is ignored."""
     params = {"a": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}, "b": jnp.ones((2, 2))}
     start = {"a": {"kernel": EYE, "bias": jnp.zeros(3, bool)}}
     state = jaxprune.prune(optax.sgd(0.1), [], views.hard, start=start).init(params)
-    assert tiny.kept(state) == {"a/kernel": 3, "b": 4}
+    assert tiny.kept(state) == {"a/kernel": 3}
 
 
 def test_a_ramp_begins_at_the_sparsity_of_its_start() -> None:
@@ -165,7 +166,7 @@ def test_a_nan_where_no_score_is_read_skips_nothing() -> None:
     assert int(state.prune_skipped) == 0
 
 
-# ------------------------------------------------------------------------------------------ counters
+# ----------------------------------------------------------------------------------------- counters
 
 
 def test_what_something_else_wrote_is_counted_at_the_next_refresh() -> None:
@@ -200,7 +201,7 @@ def test_zeros_that_may_grow_again_are_counted_once(method: Any) -> None:
     jaxprune.verify(params, state)
 
 
-# --------------------------------------------------------------------------------- which leaves, how
+# -------------------------------------------------------------------------------- which leaves, how
 
 
 def test_where_replaces_the_default_rule() -> None:
@@ -224,7 +225,7 @@ def test_an_override_is_reached_beside_the_others() -> None:
 def test_the_output_axis_can_be_given() -> None:
     """The guard remembers one bool a unit; by default the last axis counts the outputs."""
     axis = {"body": 0}
-    tx = jaxprune.straight_through(None, sparsity=0.5, ramp=(0, 1), output_axis=axis)
+    tx: Any = jaxprune.straight_through(None, sparsity=0.5, ramp=(0, 1), output_axis=axis)
     alive = tx.init(tiny.params()).prune_memory["alive"]
     assert {path: a.shape for path, a in alive.items()} == {
         "body/kernel": (4, 1),
@@ -270,12 +271,12 @@ def test_what_a_wrong_update_gets() -> None:
     state = tx.init(params)
     with pytest.raises(ValueError, match="`params` must be given to `update`, got None"):
         tx.update(params, state)
-    with pytest.raises(ValueError, match="`updates` must have a leaf for each of the params"):
+    with pytest.raises(ValueError, match="`updates` must have the leaves of `params`, got no leaf"):
         tx.update({"body": params["body"]}, state, params)
-    with pytest.raises(ValueError, match="the leaves they had at `init`.*near paths are"):
+    with pytest.raises(ValueError, match="`params` must have the leaves of `init`, got no leaf 'head/kernel'"):
         renamed = {"body": params["body"], "heads": params["head"]}
         tx.update(renamed, state, renamed)
-    with pytest.raises(ValueError, match=r"shape \(8, 5\) at 'head/kernel', as at `init`"):
+    with pytest.raises(ValueError, match=r"shape \(8, 5\) at 'head/kernel', as `init` had"):
         reshaped = {"body": params["body"], "head": {"kernel": jnp.ones((8, 6))}}
         tx.update(reshaped, state, reshaped)
 
@@ -298,7 +299,7 @@ def test_what_wrong_values_get_at_init(values: Any, params: Any, message: str) -
 
 
 def test_an_inner_that_is_no_optimizer_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="`inner` must be an optax optimizer or None, got 0.1"):
+    with pytest.raises(TypeError, match=r"`inner` must be an optax optimizer or None, got 0\.1"):
         jaxprune.prune(0.1, [], views.hard)
 
 

@@ -17,6 +17,8 @@ from jaxprune import trees
 
 
 class Pair(NamedTuple):
+    """A module of one's own."""
+
     kernel: Any
     bias: Any
 
@@ -119,9 +121,27 @@ def test_only_floating_leaves_with_entries_are_pruned_whatever_where_says() -> N
 def test_a_pattern_without_a_match_names_near_paths() -> None:
     paths = ["encoder/kernel", "decoder/kernel"]
     assert trees.matching("coder/k", paths, "where") == paths
-    assert trees.by_pattern({"^enc": 1, "coder": 2}, paths, "x") == dict(zip(paths, [1, 2]))
-    with pytest.raises(ValueError, match="`overrides` must match.*did you mean 'decoder/kernel'"):
+    assert trees.by_pattern({"^enc": 1, "coder": 2}, paths, "x") == {paths[0]: 1, paths[1]: 2}
+    with pytest.raises(ValueError, match=r"`overrides` must match.*did you mean 'decoder/kernel'"):
         trees.by_pattern({"decodr/kernel": 1}, paths, "overrides")
+
+
+def test_structures_are_compared_by_path_hole_and_shape() -> None:
+    like = {"a": jnp.ones((2, 3)), "b": trees.HOLE}
+
+    def check(tree: Any) -> None:
+        trees.check_structure("params", tree, like, "`init`")
+
+    check({"a": jnp.zeros((2, 3)), "b": jnp.ones(7)})  # a leaf may stand where a hole was
+    check({"a": jnp.zeros((2, 3), bool), "b": trees.HOLE})
+    for tree, message in [
+        ({"b": jnp.ones(7)}, "`params` must have the leaves of `init`, got no leaf 'a'"),
+        ({"a": trees.HOLE, "b": trees.HOLE}, "got no leaf 'a'"),
+        ({"a": jnp.ones((2, 3)), "b": jnp.ones(7), "c": jnp.ones(1)}, "got a new leaf 'c'"),
+        ({"a": jnp.ones((3, 2)), "b": jnp.ones(7)}, r"shape \(2, 3\) at 'a', as `init` had"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check(tree)
 
 
 def test_slots_are_found_by_suffix_and_shape() -> None:

@@ -90,7 +90,7 @@ class Loop:
                 assert update.dtype == param.dtype
             return optax.apply_updates(params, updates), state
 
-        self.jitted = jax.jit(step, donate_argnums=(0, 1), **jit)
+        self.jitted: Any = jax.jit(step, donate_argnums=(0, 1), **jit)
 
     def __call__(self, params: Any, state: Any, strength: float = 1.0, push: Any = None) -> Any:
         push = zeros_like(params) if push is None else push

@@ -14,7 +14,7 @@ from jaxprune.masks import largest
 from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
 from jaxprune.schedules import When, timeline
 from jaxprune.schedules.numbers import is_traced
-from jaxprune.selection import cut
+from jaxprune.selection import cut, largest_of
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import Leaves, MaskUpdate, Memory, Signals, View, one_of, wrong
@@ -233,7 +233,7 @@ class _Attention(NamedTuple):
 
 def largest_magnitude(w: jax.Array) -> jax.Array:
     """The largest finite ``|w|`` of a leaf."""
-    return jnp.max(jnp.where(jnp.isfinite(w), jnp.abs(w), 0))
+    return largest_of(jnp.where(jnp.isfinite(w), jnp.abs(w), 0))
 
 
 def share_of_maximum(w: jax.Array, top: jax.Array) -> jax.Array:

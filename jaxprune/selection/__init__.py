@@ -16,7 +16,7 @@ from jaxprune.selection import blocks, chunked, natural
 from jaxprune.selection.keys import Ranked, order_of
 from jaxprune.types import Count, wrong
 
-__all__ = ["Ranked", "any_nan", "cut", "keep_largest"]
+__all__ = ["Ranked", "any_nan", "count_true", "cut", "keep_largest", "largest_of"]
 
 
 def keep_largest(
@@ -130,8 +130,50 @@ def any_nan(scores: Sequence[jax.Array | Ranked]) -> jax.Array:
         leaf = score if isinstance(score, Ranked) else Ranked(score)
         nan = jnp.isnan(leaf.values)
         nan = nan if leaf.candidates is None else nan & leaf.candidates
-        found |= blocks.any_true(nan) if _on_one_cpu() else jnp.any(nan)
+        found |= count_true(nan) > 0
     return found
+
+
+def count_true(hits: jax.Array) -> jax.Array:
+    """How many entries of a bool array are True; the array itself is not written to memory.
+
+    Args:
+      hits: bool, of any shape.
+
+    Returns:
+      int32.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.selection import count_true
+      >>> int(count_true(jnp.array([[True, False], [True, True]])))
+      3
+
+    References:
+      Original.
+    """
+    return blocks.count_true(hits) if _on_one_cpu() else jnp.sum(hits, dtype=jnp.int32)
+
+
+def largest_of(values: jax.Array) -> jax.Array:
+    """The largest of numbers that are 0 or above; they themselves are not written to memory.
+
+    Args:
+      values: floating, of any shape.
+
+    Returns:
+      A scalar of their type.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.selection import largest_of
+      >>> float(largest_of(jnp.array([[1.0, 3.0], [0.0, 2.0]])))
+      3.0
+
+    References:
+      Original.
+    """
+    return blocks.largest_of(values) if _on_one_cpu() else jnp.max(values)
 
 
 def cut(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -182,11 +182,21 @@ def _columns(hits: jax.Array) -> jax.Array:
     return lax.reduce(rows, np.int8(0), lax.add, (1,))
 
 
-def any_true(hits: jax.Array) -> jax.Array:
-    """Whether a bool array that nobody has written yet holds True; `jnp.any` would write it."""
+def count_true(hits: jax.Array) -> jax.Array:
+    """How many entries are True of a bool array that nobody has written yet, and nobody will."""
     flat = hits.reshape(-1)
-    rest = jnp.any(lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape))
-    return rest | jnp.any(_columns(_whole(flat)) != np.int8(0))
+    rest = lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape)
+    whole = jnp.sum(_columns(_whole(flat)), dtype=jnp.int32)
+    return whole + jnp.sum(rest, dtype=jnp.int32)
+
+
+def largest_of(values: jax.Array) -> jax.Array:
+    """The largest of an array of numbers, 0 or above, that nobody has written yet."""
+    flat = values.reshape(-1)
+    rest = lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape)
+    rows = _whole(flat).reshape(-1, BLOCK // _COLUMNS, _COLUMNS)
+    columns = lax.reduce(rows, np.zeros((), flat.dtype), lax.max, (1,))
+    return jnp.maximum(jnp.max(columns, initial=0), jnp.max(rest, initial=0))
 
 
 def _columns_above(
