@@ -168,3 +168,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         with Path(REPORTS).open("a") as file:
             file.write(json.dumps(data) + "\n")
     return report
+
+
+@pytest.fixture
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))

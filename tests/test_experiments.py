@@ -9,7 +9,6 @@ import pkgutil
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,14 +18,13 @@ import pytest
 from absl import flags
 from flax import nnx
 from ml_collections import config_flags
+from small_runs import small_run
 
 import experiments
 import jaxprune
 from experiments import (
     checkpoints,
-    compare,
     data,
-    demo,
     evaluate,
     logs,
     models,
@@ -34,7 +32,6 @@ from experiments import (
     models_nnx,
     optimizers,
     plots,
-    report,
     train,
     training,
 )
@@ -52,25 +49,6 @@ MODULES = [
 
 # The recipes are user code, under JAX's own rules; orbax and Flax do not keep the strict ones.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-
-@pytest.fixture
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("data"))
-
-
-def tiny(data_dir, name="magnitude_attention", **values) -> Any:
-    config: Any = common.digits_mlp(name, **values)
-    config.data.data_dir, config.test_split = data_dir, "test[:100]"
-    config.model.widths, config.steps, config.batch_size = (10,), 40, 16
-    config.log_every = config.checkpoint_every = config.evaluate_every = 10
-    return config
 
 
 # ---------------------------------------------------------------------------------------- models
@@ -200,7 +178,7 @@ def finished(data_dir, tmp_path_factory):
     """A run of 40 updates and what it returned."""
     workdir = tmp_path_factory.mktemp("finished")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return workdir, train.train(tiny(data_dir), workdir)
+        return workdir, train.train(small_run(data_dir), workdir)
 
 
 def test_a_run_ends_exactly_sparse_with_metrics_and_pictures(finished):
@@ -218,7 +196,7 @@ def test_a_run_ends_exactly_sparse_with_metrics_and_pictures(finished):
 def test_a_finished_run_is_measured_again_and_not_trained(finished, data_dir, monkeypatch):
     workdir, result = finished
     monkeypatch.setattr(training, "train_step", None)
-    assert train.train(tiny(data_dir), workdir) == result
+    assert train.train(small_run(data_dir), workdir) == result
     assert evaluate.evaluate(workdir) == result
 
 
@@ -232,7 +210,7 @@ def test_a_finished_run_is_measured_again_and_not_trained(finished, data_dir, mo
     ],
 )
 def test_going_on_with_other_rules_is_an_error(finished, data_dir, change, named):
-    config = tiny(data_dir)
+    config = small_run(data_dir)
     config.update_from_flattened_dict(change)
     with pytest.raises(ValueError, match=named):
         train.train(config, finished[0])
@@ -240,11 +218,11 @@ def test_going_on_with_other_rules_is_an_error(finished, data_dir, change, named
 
 def test_a_dense_run_is_no_start_for_a_pruned_one(finished, data_dir):
     with pytest.raises(ValueError, match=r"method\.name 'magnitude_attention' there, 'dense' here"):
-        train.train(tiny(data_dir, "dense"), finished[0])
+        train.train(small_run(data_dir, "dense"), finished[0])
 
 
 def test_checkpoints_fall_on_rows_of_metrics(data_dir, tmp_path):
-    config = tiny(data_dir)
+    config = small_run(data_dir)
     config.checkpoint_every = 15
     with pytest.raises(ValueError, match="`checkpoint_every` must be a multiple of log_every, 10"):
         train.train(config, tmp_path)
@@ -302,7 +280,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, data_dir, tmp_path):
         file.write('{"step": 30, "lo')  # as a kill in the middle of a row leaves it
 
     whole, result = finished
-    config = tiny(data_dir)
+    config = small_run(data_dir)
     assert train.train(config, tmp_path) == result
     assert rows_of(tmp_path) == rows_of(whole)
     expected, found = jax.tree.leaves(state_of(whole, config)), state_of(tmp_path, config)
@@ -326,124 +304,6 @@ def test_tensorboard_without_its_package_says_what_to_install(tmp_path, monkeypa
     with pytest.raises(ModuleNotFoundError) as raised:
         logs.Log(tmp_path / "metrics.jsonl", after=0, tensorboard=True)
     assert any("jaxprune[tensorboard]" in note for note in raised.value.__notes__)
-
-
-# -------------------------------------------------------------------------------------- compare
-
-
-@pytest.fixture(scope="module")
-def comparison(data_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("comparison")
-    methods = ["dense", "magnitude_attention", "shuffled"]  # each compiles once
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        rows = compare.compare(
-            tiny(data_dir, "dense"), workdir, methods=methods, sparsities=[0.8], seeds=2
-        )
-    return workdir, methods, rows
-
-
-def test_a_comparison_measures_each_method_at_its_sparsity(comparison):
-    workdir, methods, rows = comparison
-    assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for m in methods for s in (0, 1)]
-    assert {r["kept"] for r in rows if r["method"] == "dense"} == {740}
-    assert {r["kept"] for r in rows if r["method"] != "dense"} == {148}
-    assert json.loads((workdir / "results.json").read_text()) == rows
-    assert report.table(rows) in (workdir / "results.md").read_text()
-    assert (workdir / "results.png").exists() and (workdir / "accuracy.png").exists()
-
-
-def test_shuffled_masks_have_the_counts_of_magnitude_attention(comparison):
-    layers = {(row["method"], row["seed"]): row["layers"] for row in comparison[2]}
-    for seed in (0, 1):
-        assert layers["shuffled", seed] == layers["magnitude_attention", seed]
-    assert layers["shuffled", 0] != layers["shuffled", 1]
-
-
-def test_finished_runs_are_not_run_again(comparison, data_dir, monkeypatch):
-    workdir, methods, rows = comparison
-    monkeypatch.setattr(training, "train_step", None)
-    config = tiny(data_dir, "dense")
-    again = compare.compare(config, workdir, methods=methods, sparsities=[0.8], seeds=2)
-    assert again == rows
-    config.optimizer.learning_rate = 0.5
-    with pytest.raises(ValueError, match="`workdir` must hold results of this recipe"):
-        compare.compare(config, workdir, methods=methods, sparsities=[0.8], seeds=2)
-
-
-def test_seeds_share_one_compiled_step_also_where_they_draw_masks(data_dir):
-    config = tiny(data_dir, "static")
-    dataset = data.load(config.data, "train[:50]")
-    model, tx = models.build(config.model, 10), optimizers.build(config)
-    batch = next(data.batches(dataset, 16, seed=0))
-    jitted: Any = training.train_step
-    drawn, before = {}, jitted._cache_size()
-    for seed in (0, 1):
-        config.seed = seed
-        state = compare._with_random_masks(training.create(model, tx, dataset, seed), config)
-        state, _ = training.train_step(state, batch)
-        drawn[seed] = np.asarray(jaxprune.get_masks(state.opt_state)["dense_0"]["kernel"])
-    assert jitted._cache_size() == before + 1
-    assert (drawn[0] != drawn[1]).any() and drawn[0].sum() == drawn[1].sum()
-
-
-def test_shuffled_without_what_it_shuffles_is_an_error(data_dir, tmp_path):
-    with pytest.raises(ValueError, match="must name magnitude_attention before shuffled"):
-        compare.compare(tiny(data_dir), tmp_path, methods=["shuffled"], sparsities=[0.8], seeds=1)
-
-
-def test_an_unknown_method_is_named(data_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"`methods` must be among dense, .*, got \['rigle'\]"):
-        compare.compare(tiny(data_dir), tmp_path, methods=["rigle"], sparsities=[0.8], seeds=1)
-
-
-def scored(**accuracies):
-    return [
-        {"method": method, "target": 0.9, "seed": seed, "accuracy": accuracy}
-        for method, values in accuracies.items()
-        for seed, accuracy in enumerate(values)
-    ]
-
-
-def test_findings_claim_no_more_than_the_numbers():
-    rows = scored(
-        magnitude_attention=(0.80, 0.81, 0.82),
-        a=(0.70, 0.71, 0.73),
-        b=(0.9, 0.92, 0.92),
-        c=(0.7, 0.9, 0.8),
-    )
-    verdicts = [sentence.rsplit(": ")[-1] for sentence in report.findings(rows)]
-    assert verdicts == ["ahead", "behind", "not told apart"]
-
-
-def test_a_table_of_several_sparsities_leaves_gaps_visible():
-    rows = [*scored(random=(0.5, 0.6)), scored(random=(0.4,))[0] | {"target": 0.95}]
-    assert report.table(rows).splitlines()[-1] == "| random | 55.0 ± 7.1 | 40.0 | 1 to 2 |"
-
-
-# ------------------------------------------------------------------------------------------ demo
-
-
-def test_the_demo_empties_only_what_is_a_demo(tmp_path):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.tex").touch()
-    (mine / "recipe.json").touch()  # a comparison is hours of work, and no demo
-    with pytest.raises(ValueError, match="`workdir` must be new or hold an earlier demo"):
-        demo.demo(mine, seeds=1)
-    assert (mine / "thesis.tex").exists()
-    (mine / ".demo").touch()
-    demo._emptied(mine)
-    assert [path.name for path in mine.iterdir()] == [".demo"]
-
-
-def test_the_demo_notices_a_network_that_is_not_the_one_it_saved():
-    good = {"accuracy": 0.9, "kept": 10, "total": 100, "sparsity": 0.9}
-    demo._check(good, dict(good))
-    with pytest.raises(RuntimeError, match="must measure as the trained one"):
-        demo._check(good, good | {"accuracy": 0.8})
-    dense = good | {"kept": 11, "sparsity": 0.89}
-    with pytest.raises(RuntimeError, match="must be 90 % sparse"):
-        demo._check(dense, dict(dense))
 
 
 # ------------------------------------------------------------------------------------------ docs

@@ -273,7 +273,9 @@ def test_what_a_wrong_update_gets() -> None:
         tx.update(params, state)
     with pytest.raises(ValueError, match="`updates` must have the leaves of `params`, got no leaf"):
         tx.update({"body": params["body"]}, state, params)
-    with pytest.raises(ValueError, match="`params` must have the leaves of `init`, got no leaf 'head/kernel'"):
+    with pytest.raises(
+        ValueError, match="`params` must have the leaves of `init`, got no leaf 'head/kernel'"
+    ):
         renamed = {"body": params["body"], "heads": params["head"]}
         tx.update(renamed, state, renamed)
     with pytest.raises(ValueError, match=r"shape \(8, 5\) at 'head/kernel', as `init` had"):
