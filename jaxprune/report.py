@@ -160,7 +160,7 @@ def plan(tx: optax.GradientTransformation, params: Any) -> Plan:
         steps=tuple(sorted(steps)),
         endless=any(_last(when) is None for when in whens),
         bytes_per_parameter=extra / max(sum(leaf.size for leaf in leaves.values()), 1),
-        note=" ".join(part.prune_spec.parts.note for part in states),
+        note=" ".join(filter(None, (part.prune_spec.parts.note for part in states))),
     )
 
 

@@ -126,7 +126,8 @@ def random(signals: Signals) -> Leaves:
 
 def _gradient(signals: Signals, path: str) -> jax.Array:
     if path not in signals.grads:
-        hint = "a method that stands last in a chain is reached by updates, not by gradients"
+        hint = "a method that stands last in a chain is reached by updates, not by gradients; "
+        hint += "and those that keep a dense copy rank new weights, which have none yet"
         raise ValueError(wrong("grads", f"have '{path}'", list(signals.grads), hint))
     return signals.grads[path]
 

@@ -167,7 +167,7 @@ class PruneState(NamedTuple):
       prune_count: updates completed, an int32 scalar.
       prune_mask: the masks, in the params' containers; unpruned leaves are holes.
       prune_dense: the dense weights of the leaves the view changes, float32 at least, holes
-        elsewhere; one hole where the params themselves are the dense weights.
+        elsewhere: everywhere, where the params themselves are the dense weights.
       prune_memory: what the method's `Memory` remembers.
       prune_key: raw uint32 key data, from the seed.
       prune_drift: entries off the mask that something else wrote, counted at refreshes, int32.
@@ -203,9 +203,8 @@ def _loaded(first: jax.Array, weights: Leaves, copies: Leaves) -> Leaves:
 
     if not is_traced(first):
         return loaded() if first else copies
-    return jax.lax.cond(
-        first, loaded, lambda: dict(copies)
-    )  # as a `where`, it would be a pass a step
+    # As a `where` it would be one more pass over the weights in every step.
+    return jax.lax.cond(first, loaded, lambda: dict(copies))
 
 
 def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) -> Signals:

@@ -250,13 +250,14 @@ class _Pruner:
         if hard:  # refresh first: XLA would keep new weights in memory for a later one
             signals, counters = refresh(self.parts, signals, age, weights, counters)
             signals = signals._replace(step=state.prune_count)
+        factors = self._factors(signals)
         moves, slots = self.optimizer.update(
-            trees.from_paths(updates, self._pull_back(signals, given)),
+            trees.from_paths(updates, self._pull_back(signals, given, factors)),
             state.prune_inner,
             trees.from_paths(params, dict(signals.dense)),
             **extra,
         )
-        moves, dense = self._scaled(trees.by_path(moves), signals), {}
+        moves, dense = _scaled(trees.by_path(moves), factors), {}
         if hard:
             emitted = _land_on_masks(weights, moves, signals.mask)
         else:
@@ -279,7 +280,7 @@ class _Pruner:
             prune_spec=state.prune_spec,
         )
 
-    def _pull_back(self, signals: Signals, given: Leaves) -> Leaves:
+    def _pull_back(self, signals: Signals, given: Leaves, factors: Leaves) -> Leaves:
         """The gradient with respect to the dense weights; finished updates pass as they are."""
         if not signals.grads:
             return given
@@ -291,21 +292,23 @@ class _Pruner:
         _, vjp = jax.vjp(view, {path: signals.dense[path] for path in seen})
         (pulled,) = vjp({path: signals.grads[path] for path in seen})
         grads = {**given, **signals.grads, **pulled}
-        for path, factor in self._factors(signals).items():
+        for path, factor in factors.items():
             grads[path] = jnp.where(factor.astype(bool), grads[path], 0)
         return grads
-
-    def _scaled(self, moves: Leaves, signals: Signals) -> dict[str, jax.Array]:
-        moves = dict(moves)
-        for path, factor in self._factors(signals).items():
-            scaled = moves[path] * factor.astype(moves[path].dtype)
-            moves[path] = jnp.where(factor.astype(bool), scaled, 0)
-        return moves
 
     def _factors(self, signals: Signals) -> dict[str, jax.Array]:
         scale = self.parts.view.update_scale
         factors = {} if scale is None else scale(signals)
         return {path: jnp.asarray(factor) for path, factor in factors.items()}
+
+
+def _scaled(moves: Leaves, factors: Leaves) -> dict[str, jax.Array]:
+    """The optimizer's updates times the view's factors; exactly 0 where a factor is."""
+    moves = dict(moves)
+    for path, factor in factors.items():
+        scaled = moves[path] * factor.astype(moves[path].dtype)
+        moves[path] = jnp.where(factor.astype(bool), scaled, 0)
+    return moves
 
 
 def _land_on_masks(params: Leaves, moves: Leaves, mask: Leaves) -> dict[str, jax.Array]:

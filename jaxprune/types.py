@@ -65,7 +65,8 @@ class MaskUpdate(NamedTuple):
       when: step -> bool, is it due.
       score: Signals -> {path: array}; higher is kept, signed, NaN last.
       count: Signals -> how many entries are kept afterwards.
-      select: (scores, counts) -> {path: mask}; keeps that many of the highest.
+      select: (scores, counts) -> {path: mask}; keeps that many of the highest. Entries that are no
+        candidates come as NaN, except to `masks.largest`, which ranks in place.
       candidates: which entries it chooses from.
     """
 
