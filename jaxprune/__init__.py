@@ -11,7 +11,9 @@ from jaxprune.checks import rebase as rebase
 from jaxprune.checks import verify as verify
 from jaxprune.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
 from jaxprune.methods.magnitude_attention import magnitude_attention as magnitude_attention
+from jaxprune.methods.prune_and_grow import prune_and_grow as prune_and_grow
 from jaxprune.methods.prune_once import prune_once as prune_once
+from jaxprune.methods.rigl import rigl as rigl
 from jaxprune.methods.static import static as static
 from jaxprune.methods.straight_through import straight_through as straight_through
 from jaxprune.readers import active_params as active_params
@@ -60,8 +62,10 @@ __all__ = [
     "plan",
     "project",
     "prune",
+    "prune_and_grow",
     "prune_once",
     "rebase",
+    "rigl",
     "schedules",
     "scores",
     "sparsity_of",

@@ -1,32 +1,36 @@
 """The refresh: masks, memory and counters change together, inside one conditional, where due.
 
 What the conditional takes in are buffers that exist anyway, and masks and scalars come out; `keep`
-is its false branch, which XLA then leaves in place.
+is its false branch, which XLA then leaves in place. Where a method grows, the slots of the inner
+optimizer go through it too, and where its view settles, the dense weights; both in place.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxprune import slots
 from jaxprune.masks import largest
 from jaxprune.schedules.numbers import is_traced
-from jaxprune.scores import magnitude
+from jaxprune.scores import gradient, magnitude
 from jaxprune.selection import Ranked, any_nan, count_true
 from jaxprune.state import PRNG, Parts
 from jaxprune.trees import by_path, is_complex, known
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals
+
 
 Counters = tuple[jax.Array, jax.Array, jax.Array]
 """Drift, skipped and revived, as in the state."""
 
 
 def refresh(
-    parts: Parts, signals: Signals, age: jax.Array, params: Leaves, counters: Counters
-) -> tuple[Signals, Counters]:
-    """Masks, memory and counters after an update; all are held unless a change is due.
+    parts: Parts, signals: Signals, age: jax.Array, params: Leaves, counters: Counters, inner: Any
+) -> tuple[Signals, Counters, Any]:
+    """Masks, memory, counters and slots after an update; all are held unless a change is due.
 
     Args:
       parts: the parts of the method.
@@ -34,33 +38,60 @@ def refresh(
       age: the updates completed, this one included: what schedules read.
       params: the params as they came in, by path, to be searched for drift.
       counters: drift, skipped and revived so far.
+      inner: the state of the inner optimizer.
 
     Returns:
-      The signals at that age with masks and memory renewed, and the counters.
+      The signals at that age with masks, memory and settled weights renewed; the counters; and the
+      inner state, in which entries that begin to grow start anew.
     """
-    signals = signals._replace(step=age)
     whens = [update.when(age) for update in parts.mask_updates]
     due = functools.reduce(jnp.logical_or, whens, age == 1)
+    if parts.grows and parts.phases is not None:  # a phase may let pruned entries move
+        due |= parts.phases(age).step == 0
+    settle = parts.view.settle
+    held = signals.memory if _renews(parts) else {}
+    before, signals = signals._replace(step=age - 1), signals._replace(step=age)
 
     def change() -> tuple:
-        return _change(parts, signals, params, counters, whens)
+        mask, memory, new_counters, begin, grown = _change(
+            parts, before, signals, params, counters, whens
+        )
+        after = signals._replace(mask=mask, memory=memory or signals.memory)
+        dense = {} if settle is None else dict(settle(after, grown))
+        return mask, memory, new_counters, dense, slots.restarted(inner, begin, mask)
 
     def keep() -> tuple:
-        return dict(signals.mask), signals.memory, counters
+        dense = {} if settle is None else {path: signals.dense[path] for path in signals.mask}
+        return dict(signals.mask), held, counters, dense, inner
 
+    mask, memory, counters, dense, inner = _if(due, change, keep)
+    signals = signals._replace(mask=mask, dense={**signals.dense, **dense})
+    return signals._replace(memory=memory or signals.memory), counters, inner
+
+
+def _renews(parts: Parts) -> bool:
+    """Whether there is a memory that a refresh renews."""
+    return parts.memory is not None and parts.memory.at == "refresh"
+
+
+def _if(due: jax.Array, change: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    """One of two; outside jit a conditional would be compiled anew in every step."""
     if is_traced(due):
-        mask, memory, counters = jax.lax.cond(due, change, keep)
-    else:  # outside jit a conditional would be compiled anew in every step
-        mask, memory, counters = change() if due else keep()
-    return signals._replace(mask=mask, memory=memory), counters
+        return jax.lax.cond(due, change, keep)
+    return change() if due else keep()
 
 
 def _change(
-    parts: Parts, signals: Signals, params: Leaves, counters: Counters, whens: list[jax.Array]
-) -> tuple:
+    parts: Parts,
+    before: Signals,
+    signals: Signals,
+    params: Leaves,
+    counters: Counters,
+    whens: list[jax.Array],
+) -> tuple[dict[str, jax.Array], Any, Counters, Leaves, Leaves]:
     drift, skipped, revived = counters
     first, old = signals.step == 1, signals.mask
-    odd = _odd_entries(params, old, first)
+    odd = _odd_entries(params, old, _hidden(parts, before), first)
     key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=PRNG), signals.step)
     signals = signals._replace(key=jax.random.key_data(key))
     began = started(parts, signals)
@@ -69,21 +100,28 @@ def _change(
     }
     signals, failed = signals._replace(mask=old), jnp.zeros((), bool)
     for due, update in zip(whens, parts.mask_updates, strict=True):
-        chosen, failure = changed(update, readable(parts, signals))
-        failed |= due & failure
-        # The count is never negative. But it has to be done before the old masks are overwritten:
-        # where nothing says so, XLA copies them, in every step.
-        due &= odd >= 0
-        new = {path: jnp.where(due, chosen[path], m) for path, m in signals.mask.items()}
+        new, failure = _if(
+            due,
+            partial(changed, update, readable(parts, signals)),
+            partial(lambda mask: (mask, jnp.zeros((), bool)), dict(signals.mask)),
+        )
+        failed |= failure
         signals = signals._replace(mask=new)
     mask = {path: jnp.where(failed, old[path], m) for path, m in signals.mask.items()}
-    memory = signals.memory
-    if parts.memory:
+    begin = _beginning(parts, before, signals._replace(mask=mask)) if parts.grows else {}
+    grown = {path: m & ~before.mask[path] for path, m in mask.items()} if parts.view.settle else {}
+    begin, grown = jax.lax.optimization_barrier((begin, grown))
+    # These counts are never negative. But all reading of the old masks has to be done before they
+    # are overwritten: where nothing says so, XLA copies them, in every step.
+    read = sum((count_true(m) for m in [*begin.values(), *grown.values()]), odd) >= 0
+    mask = {path: jnp.where(read, m, before.mask[path]) for path, m in mask.items()}
+    memory = signals.memory if _renews(parts) else {}
+    if parts.memory and memory:
         new = parts.memory.update(signals._replace(mask=mask))
         memory = jax.tree.map(lambda a, b: jnp.where(failed, a, b.astype(a.dtype)), memory, new)
     drift += jnp.where(first, 0, odd)
     skipped += failed.astype(jnp.int32)
-    return mask, memory, (drift, skipped, jnp.where(first, odd, revived))
+    return mask, memory, (drift, skipped, jnp.where(first, odd, revived)), begin, grown
 
 
 def started(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
@@ -133,35 +171,60 @@ def changed(update: MaskUpdate, signals: Signals) -> tuple[dict[str, jax.Array],
 
 
 def _scored(update: MaskUpdate, signals: Signals) -> list[tuple[str, tuple[jax.Array, bool]]]:
-    """Scores by path, and whether it is their magnitude that ranks: |w| is never written out."""
-    if update.score is not magnitude:
+    """Scores by path, and whether their magnitude ranks: |w| and |g| are never written out."""
+    of_sizes = {magnitude: signals.dense, gradient: signals.grads}.get(update.score)
+    if not of_sizes or any(is_complex(of_sizes[path]) for path in signals.mask):
         scores = update.score(signals)
         return [(path, (scores[path], False)) for path in signals.mask]
-    weights = {path: signals.dense[path] for path in signals.mask}
-    return [
-        (path, (jnp.abs(w), False) if is_complex(w) else (w, True)) for path, w in weights.items()
-    ]
+    return [(path, (of_sizes[path], True)) for path in signals.mask]
 
 
 def _missing(counts: Counts, mask: Leaves) -> Counts:
     """How many entries are to grow, so that as many as counted are kept."""
-    kept = {path: jnp.sum(m, dtype=jnp.int32) for path, m in mask.items()}
+    kept = {path: count_true(m) for path, m in mask.items()}
     if not isinstance(counts, Mapping):
         return jnp.maximum(counts - sum(kept.values()), 0)
     rest = sum(k for path, k in kept.items() if path not in counts)
     return {p: jnp.maximum(c - (rest if p == REST else kept[p]), 0) for p, c in counts.items()}
 
 
-def _odd_entries(params: Leaves, mask: Leaves, first: jax.Array) -> jax.Array:
+def _beginning(parts: Parts, before: Signals, after: Signals) -> dict[str, jax.Array]:
+    """Pruned entries that begin to move: grown ones, or all those that a phase lets move."""
+    moved, moves = _moving(parts, before), _moving(parts, after)
+    return {path: moves[path] & ~moved[path] & ~m for path, m in before.mask.items()}
+
+
+def _moving(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
+    """Which prunable entries the update moves."""
+    if parts.view.update_scale is None:
+        every = parts.view.copy
+        return {path: jnp.ones_like(m) if every else m for path, m in signals.mask.items()}
+    factors = parts.view.update_scale(signals)
+    return {
+        path: jnp.broadcast_to(jnp.asarray(factors.get(path, True)).astype(bool), m.shape)
+        for path, m in signals.mask.items()
+    }
+
+
+def _hidden(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
+    """The entries of which the view makes 0: of ones, too."""
+    if not parts.view.copy:
+        return {path: ~m for path, m in signals.mask.items()}
+    ones = {path: jnp.ones_like(signals.dense[path]) for path in signals.mask}
+    seen = parts.view.apply(signals._replace(dense={**signals.dense, **ones}))
+    return {path: seen[path] == 0 for path in signals.mask}
+
+
+def _odd_entries(params: Leaves, mask: Leaves, hidden: Leaves, first: jax.Array) -> jax.Array:
     """Entries that a pruned network should not have: one count, of two kinds.
 
     On the first update the zeros that are kept, in a leaf that has others: they may grow again.
-    Later what is not 0 where it is pruned: something else wrote it.
+    Later what is not 0 where the network seen has 0: something else wrote it.
     """
     total = jnp.zeros((), jnp.int32)
     for path, m in mask.items():
         p = params[path]
-        odd = jnp.where(first, (p == 0) & m, (p != 0) & ~m)
+        odd = jnp.where(first, (p == 0) & m, (p != 0) & hidden[path])
         count = count_true(odd)
         total += jnp.where(first & (count == p.size), 0, count)
     return total

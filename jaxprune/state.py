@@ -15,7 +15,16 @@ import optax
 from jaxprune import trees
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.trees import OutputAxis, Where
-from jaxprune.types import Leaves, MaskUpdate, Memory, Phase, Signals, View, wrong
+from jaxprune.types import (
+    Candidates,
+    Leaves,
+    MaskUpdate,
+    Memory,
+    Phase,
+    Signals,
+    View,
+    wrong,
+)
 
 PRNG = "threefry2x32"  # whatever the user's default is: raw key data has one shape
 
@@ -31,6 +40,11 @@ class Parts(NamedTuple):
     start: Any = None
     output_axis: OutputAxis = None
     note: str = ""
+
+    @property
+    def grows(self) -> bool:
+        """Whether pruned entries can come back that did not move meanwhile."""
+        return any(update.candidates is Candidates.PRUNED for update in self.mask_updates)
 
 
 @jax.tree_util.register_static
@@ -199,7 +213,9 @@ def _loaded(first: jax.Array, weights: Leaves, copies: Leaves) -> Leaves:
     """The copies; on the first update the params, since weights may be loaded after `init`."""
 
     def loaded() -> Leaves:
-        return {path: weights[path].astype(copy.dtype) for path, copy in copies.items()}
+        # Selected where one would do: passed on as they are, XLA copies the copies in every step.
+        wide = {path: weights[path].astype(copy.dtype) for path, copy in copies.items()}
+        return {path: jnp.where(first, wide[path], copy) for path, copy in copies.items()}
 
     if not is_traced(first):
         return loaded() if first else copies

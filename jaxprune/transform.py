@@ -18,6 +18,7 @@ import optax
 from jaxprune import trees
 from jaxprune.refresh import changed, readable, refresh, started
 from jaxprune.state import PRNG, Parts, PruneState, Spec, dense_copy, signals_of
+from jaxprune.selection import read_before
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import (
     Leaves,
@@ -169,7 +170,7 @@ class _Pruner:
             memory,
             trees.from_paths(params, leaves | dense),
         )
-        jax.eval_shape(self._try_refresh, state, leaves)
+        jax.eval_shape(self._try_refresh, state, leaves)  # memory first: scores may read it
         return state
 
     def _state(self, mask: Any, dense: Any, memory: Any, weights: Any) -> PruneState:
@@ -218,6 +219,7 @@ class _Pruner:
         """Every change of masks once, by shape: what cannot work fails at `init`."""
         signals = signals_of(state, leaves, leaves if self.inner is not None else {})
         start = started(self.parts, signals)
+        signals = self._remembered(signals)
         signals = readable(self.parts, signals)
         return start, [changed(update, signals) for update in self.parts.mask_updates]
 
@@ -244,16 +246,19 @@ class _Pruner:
         trees.check_structure("params", params, state.prune_mask, "`init`")
         trees.check_structure("updates", updates, params, "`params`")
         signals = signals_of(state, weights, given if self.inner is not None else {})
+        signals = self._remembered(signals)
         counters = state.prune_drift, state.prune_skipped, state.prune_revived
         age = jnp.asarray(optax.safe_increment(state.prune_count))
-        hard = not self.parts.view.copy
+        hard, slots = not self.parts.view.copy, state.prune_inner
         if hard:  # refresh first: XLA would keep new weights in memory for a later one
-            signals, counters = refresh(self.parts, signals, age, weights, counters)
+            signals, counters, slots = refresh(
+                self.parts, signals, age, weights, counters, slots
+            )
             signals = signals._replace(step=state.prune_count)
         factors = self._factors(signals)
         moves, slots = self.optimizer.update(
             trees.from_paths(updates, self._pull_back(signals, given, factors)),
-            state.prune_inner,
+            slots,
             trees.from_paths(params, dict(signals.dense)),
             **extra,
         )
@@ -264,7 +269,10 @@ class _Pruner:
             copies = {path: signals.dense[path] for path in trees.by_path(state.prune_dense)}
             dense = {path: w + moves[path].astype(w.dtype) for path, w in copies.items()}
             signals = signals._replace(dense={**signals.dense, **dense})
-            signals, counters = refresh(self.parts, signals, age, weights, counters)
+            signals, counters, slots = refresh(
+                self.parts, signals, age, weights, counters, slots
+            )
+            dense = {path: signals.dense[path] for path in dense}
             emitted = _land_on_view(weights, moves, self.parts.view.apply(signals))
         drift, skipped, revived = counters
         return trees.from_paths(params, emitted), PruneState(
@@ -279,6 +287,15 @@ class _Pruner:
             prune_inner=slots,
             prune_spec=state.prune_spec,
         )
+
+    def _remembered(self, signals: Signals) -> Signals:
+        """The signals with a memory of every step renewed."""
+        memory = self.parts.memory
+        if memory is None or memory.at != "step":
+            return signals
+        new = memory.update(signals)
+        new = jax.tree.map(lambda a, b: b.astype(a.dtype), signals.memory, new)
+        return signals._replace(memory=new, dense=read_before(new, signals.dense))
 
     def _pull_back(self, signals: Signals, given: Leaves, factors: Leaves) -> Leaves:
         """The gradient with respect to the dense weights; finished updates pass as they are."""

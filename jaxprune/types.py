@@ -7,7 +7,7 @@ floating leaves (``mask`` the prunable ones); dicts that a part returns hold onl
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.typing import ArrayLike
@@ -89,25 +89,31 @@ class View(NamedTuple):
         the dense weights are the parameters themselves (hard masks).
       inverse: Signals (with `dense` holding seen values) -> {path: dense}, such that `apply` gives
         the seen values back on kept entries; None where seen and dense weights are equal there.
+      settle: (Signals after a change, entries just grown) -> {path: dense}: what dense weights
+        become when masks change, where there is a copy of them. None leaves them as they are.
     """
 
     apply: Callable[[Signals], Leaves]
     update_scale: Callable[[Signals], Leaves] | None = None
     copy: bool = False
     inverse: Callable[[Signals], Leaves] | None = None
+    settle: Callable[[Signals, Leaves], Leaves] | None = None
 
 
 class Memory(NamedTuple):
-    """What a method remembers between refreshes.
+    """What a method remembers.
 
     Attributes:
       init: {path: mask} -> memory, from shapes alone: weights may be loaded after `init`.
-      update: Signals -> memory, run inside each refresh after the masks changed, and once on the
-        first update.
+      update: Signals -> memory.
+      at: when it is renewed. "refresh": inside each refresh after the masks changed, and once on
+        the first update. "step": at the beginning of every update, when weights and gradient are of
+        one age and the gradient is that of the network seen, pruned entries included.
     """
 
     init: Callable[[Leaves], Any]
     update: Callable[[Signals], Any]
+    at: Literal["refresh", "step"] = "refresh"
 
 
 class _PhaseNumbers(NamedTuple):
@@ -138,6 +144,11 @@ class Phase(_PhaseNumbers):
     def name(self) -> str:
         """Name of the phase; only outside jit."""
         return self.names[int(self.index)]
+
+    def named(self, name: str) -> Any:
+        """Whether the phase has this name: a bool scalar, under jit too."""
+        one_of("name", name, self.names)
+        return self.index == self.names.index(name)
 
 
 jax.tree_util.register_pytree_node(

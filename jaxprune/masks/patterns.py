@@ -1,7 +1,7 @@
 """Masks with a pattern: n of every m neighbours, and whole blocks."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +10,26 @@ from jax import lax
 
 from jaxprune.masks.counting import Density, arrays, counts_of, sizes_of
 from jaxprune.masks.ranking import largest
+from jaxprune.schedules.numbers import is_traced
 from jaxprune.selection import Ranked
 from jaxprune.selection.keys import codes_of, order_of
 from jaxprune.trees import Tree, from_paths
-from jaxprune.types import wrong
+from jaxprune.types import Count, wrong
 
 _UNROLLED = 32
 """Up to this m a group is compared in one fused pass; above it, one pass an entry."""
 
 
-def n_of_m(scores: Tree, n: int, m: int, axis: int = -1) -> Tree:
+def n_of_m(scores: Tree, n: Count, m: int, axis: int | Mapping[str, int] = -1) -> Tree:
     """Keeps the n highest scores of every m neighbours along an axis.
 
     An entry is kept if fewer than n of its group rank above it.
 
     Args:
       scores: tree of arrays.
-      n: how many are kept, in [0, m].
+      n: how many are kept, in [0, m]; may be traced.
       m: how many stand in a group, at least 1.
-      axis: the axis along which groups lie.
+      axis: the axis along which groups lie, or ``{path: axis}``.
 
     Returns:
       A tree of masks like ``scores``.
@@ -49,15 +50,22 @@ def n_of_m(scores: Tree, n: int, m: int, axis: int = -1) -> Tree:
       https://arxiv.org/abs/2104.08378; Zhou et al., "Learning N:M fine-grained structured sparse
       neural networks from scratch", 2021, https://arxiv.org/abs/2102.04010.
     """
+    check_groups(n, m)
+    leaves = arrays(scores)
+    axes = axis if isinstance(axis, Mapping) else dict.fromkeys(leaves, axis)
+    masks = {p: _first_of_groups(p, x, n, int(m), axes[p]) for p, x in leaves.items()}
+    return from_paths(scores, masks)
+
+
+def check_groups(n: Count, m: int) -> None:
+    """Raises unless n of every m can be kept."""
     for name, number in (("n", n), ("m", m)):
-        if not isinstance(number, int | np.integer):
+        if not isinstance(number, int | np.integer) and not (name == "n" and is_traced(number)):
             raise TypeError(wrong(name, "be an integer", number))
     if m < 1:
         raise ValueError(wrong("m", "be at least 1", m))
-    if not 0 <= n <= m:
+    if not is_traced(n) and not 0 <= n <= m:
         raise ValueError(wrong("n", f"lie in [0, m] with m = {m}", n))
-    masks = {p: _first_of_groups(p, x, int(n), int(m), axis) for p, x in arrays(scores).items()}
-    return from_paths(scores, masks)
 
 
 def block(scores: Tree, density: Density, shape: Sequence[int]) -> Tree:
@@ -99,7 +107,7 @@ def block(scores: Tree, density: Density, shape: Sequence[int]) -> Tree:
     return from_paths(scores, masks)
 
 
-def _first_of_groups(path: str, leaf: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+def _first_of_groups(path: str, leaf: jax.Array, n: Count, m: int, axis: int) -> jax.Array:
     """The entries of which fewer than n of their group come before them in the order."""
     shape = leaf.shape
     if not -len(shape) <= axis < len(shape):
@@ -107,12 +115,13 @@ def _first_of_groups(path: str, leaf: jax.Array, n: int, m: int, axis: int) -> j
     axis %= len(shape)
     if shape[axis] % m:
         expected = f"have a multiple of m = {m} entries along axis {axis} of '{path}'"
-        raise ValueError(wrong("scores", expected, shape[axis]))
+        hint = "leave this leaf out by `where`"
+        raise ValueError(wrong("scores", expected, shape[axis], hint))
     return _placed_like(leaf, _first_by_code(_gathered(leaf, axis), n, m, axis))
 
 
-@functools.partial(jax.jit, static_argnames=("n", "m", "axis"), inline=True)
-def _first_by_code(leaf: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("m", "axis"), inline=True)
+def _first_by_code(leaf: jax.Array, n: Count, m: int, axis: int) -> jax.Array:
     """By comparing each entry with each of its group, without a sort."""
     shape = leaf.shape
     codes = codes_of(Ranked(leaf), order_of([Ranked(leaf)]))

@@ -1,16 +1,20 @@
 """What the methods with a target sparsity share: reading it, and the steps that follow from it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.schedules import Either, Ramp, When, cubic, every, once
+from jaxprune import scores
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.masks import largest
+from jaxprune.schedules import Either, Ramp, When, constant, cubic, every, once
 from jaxprune.schedules.numbers import is_traced, step_number
 from jaxprune.trees import Where, by_path, prunable
-from jaxprune.types import wrong
+from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals, wrong
 
 Schedule = Ramp | Callable[[Any], Any]
 
@@ -96,3 +100,154 @@ def refreshes(interval: int, schedule: Schedule, end: int | None) -> When:
         raise ValueError(wrong("exploit_at", expected, end))
     times = every(interval, schedule.begin, end)
     return Either((times, once(max(schedule.end, 1)))) if end != schedule.end else times
+
+
+def budget_of(
+    sparsity: Any,
+    distribution: Distribution,
+    overrides: Mapping[str, float] | None,
+    min_density: float,
+    start: Any,
+) -> Budget:
+    """How many entries are kept, where that does not change: by a sparsity, or as first masks do.
+
+    Args:
+      sparsity: a number, or None beside masks as ``start``.
+      distribution: how a sparsity is spread over the leaves.
+      overrides: sparsity by pattern.
+      min_density: least share kept in each leaf.
+      start: the first masks.
+
+    Returns:
+      The budget.
+
+    Raises:
+      ValueError: if there is neither a sparsity nor masks.
+    """
+    if sparsity is not None:
+        return Budget(constant(sparsity), distribution, overrides, min_density)
+    if start is None or callable(start) or isinstance(start, str):
+        raise ValueError(wrong("sparsity", "be given unless `start` is masks", None))
+    given = {path: np.asarray(mask, bool) for path, mask in by_path(start).items()}
+    densities = {path: mask.mean() if mask.size else 1.0 for path, mask in given.items()}
+    return Budget(constant(0.0), densities, overrides, min_density)
+
+
+def drawn(
+    budget: Budget,
+    score: Callable[[Signals], Leaves] = scores.random,
+    select: Callable[[Leaves, Counts], Leaves] | None = None,
+) -> MaskUpdate:
+    """The first masks, at the first update: as many entries as the budget keeps.
+
+    Args:
+      budget: how many.
+      score: which; by default chance decides.
+      select: how they are chosen; by default the highest of each leaf.
+
+    Returns:
+      The change of masks.
+    """
+    select = select or partial(largest, min_density=budget.min_density)
+    return MaskUpdate(once(1), score, budget, select, Candidates.KEPT)
+
+
+class Together(NamedTuple):
+    """The counts of a budget as one number, for all leaves ranked together.
+
+    Attributes:
+      budget: Signals -> counts.
+    """
+
+    budget: Callable[[Signals], Counts]
+
+    def __call__(self, signals: Signals) -> Counts:
+        """The sum at a step."""
+        return {REST: sum(jax.tree.leaves(self.budget(signals)), jnp.zeros((), jnp.int32))}
+
+
+def drop_and_grow(
+    when: When,
+    budget: Callable[[Signals], Counts],
+    share: Callable[[Any], Any],
+    *,
+    drop: Callable[[Signals], Leaves],
+    grow: Callable[[Signals], Leaves],
+) -> tuple[MaskUpdate, MaskUpdate]:
+    """Drops a share of the kept entries, then grows pruned ones until the budget is full again.
+
+    Args:
+      when: the steps at which both happen.
+      budget: how many entries are kept afterwards.
+      share: step -> the share of them that is dropped first.
+      drop: what the kept entries are ranked by; the lowest go.
+      grow: what the pruned entries are ranked by, those just dropped included; the highest come.
+
+    Returns:
+      The two changes of masks, in this order.
+    """
+    return (
+        MaskUpdate(when, drop, Less(budget, share), largest, Candidates.KEPT),
+        MaskUpdate(when, grow, budget, largest, Candidates.PRUNED),
+    )
+
+
+class Less(NamedTuple):
+    """The counts of a budget less a share of them: ``k - floor(share k)``, in float32.
+
+    Attributes:
+      budget: Signals -> counts.
+      share: step -> share.
+    """
+
+    budget: Callable[[Signals], Counts]
+    share: Callable[[Any], Any]
+
+    def __call__(self, signals: Signals) -> Counts:
+        """The counts at a step."""
+        share = jnp.asarray(self.share(signals.step), jnp.float32)
+
+        def less(count: Any) -> jax.Array:
+            gone = jnp.floor(share * jnp.asarray(count).astype(jnp.float32))
+            return count - gone.astype(jnp.int32)
+
+        return jax.tree.map(less, self.budget(signals))
+
+
+class CosineDecay(NamedTuple):
+    """A share that falls along half a cosine: ``first / 2 (1 + cos(pi n / stop))``.
+
+    Attributes:
+      first: the share at step 0.
+      stop: the step at which it is 0.
+    """
+
+    first: Any
+    stop: int
+
+    def __call__(self, step: Any) -> jax.Array:
+        """The share at a step."""
+        way = jnp.minimum(jnp.asarray(step).astype(jnp.float32) / self.stop, 1)
+        return jnp.asarray(self.first, jnp.float32) / 2 * (1 + jnp.cos(jnp.pi * way))
+
+
+def periodic(interval: int, stop: int) -> When:
+    """Every ``interval`` updates, as long as they come before ``stop``.
+
+    Args:
+      interval: updates between two changes of masks.
+      stop: the update from which masks are fixed.
+
+    Returns:
+      n -> bool.
+
+    Raises:
+      ValueError: if no change comes before ``stop``.
+      TypeError: if one of them is not an integer.
+    """
+    interval, stop = step_number("every", interval, 1), step_number("stop", stop, 1)
+    last = (stop - 1) // interval * interval
+    if not last:
+        hint = "masks would never change"
+        raise ValueError(wrong("stop", f"come after `every`, which is {interval}", stop, hint))
+    return every(interval, 0, last)

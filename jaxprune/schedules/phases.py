@@ -12,7 +12,7 @@ from jaxprune.types import Phase, wrong
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """The phases of a course, one after another.
+    """The phases of a course, one after another; those of one name share an index.
 
     Attributes:
       parts: name and length in steps of each phase; None, for the last one only, means for ever.
@@ -55,19 +55,21 @@ class Timeline:
           The phase; its numbers are int32 scalars.
         """
         step = jnp.asarray(step, jnp.int32)
-        lengths = [-1 if length is None else int(length) for _, length in self.parts]
+        names = tuple(dict.fromkeys(name for name, _ in self.parts))
+        kinds = np.array([names.index(name) for name, _ in self.parts], np.int32)
+        lengths = np.array([-1 if n is None else n for _, n in self.parts], np.int32)
         begins = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
-        index = sum(((step >= int(b)).astype(jnp.int32) for b in begins[1:]), jnp.zeros_like(step))
+        part = jnp.sum(step >= begins, dtype=jnp.int32) - 1
         return Phase(
-            index=index,
-            step=step - jnp.asarray(begins)[index],
-            length=jnp.asarray(np.asarray(lengths, np.int32))[index],
-            names=tuple(name for name, _ in self.parts),
+            index=jnp.asarray(kinds)[part],
+            step=step - jnp.asarray(begins)[part],
+            length=jnp.asarray(lengths)[part],
+            names=names,
         )
 
 
 def timeline(*parts: tuple[str, int | None]) -> Timeline:
-    """The phases of a course, one after another.
+    """The phases of a course, one after another; those of one name share an index.
 
     Args:
       *parts: name and length in steps of each phase; None, for the last one only, means for ever.
@@ -83,6 +85,9 @@ def timeline(*parts: tuple[str, int | None]) -> Timeline:
       >>> phase = timeline(("explore", 250), ("exploit", None))(260)
       >>> phase.name, int(phase.step), int(phase.length)
       ('exploit', 10, -1)
+      >>> cycles = timeline(*[("prune", 20), ("grow", 5)] * 3, ("train", None))
+      >>> [cycles(step).name for step in (19, 20, 25, 74, 75)]
+      ['prune', 'grow', 'prune', 'grow', 'train']
 
     References:
       Original.

@@ -22,7 +22,8 @@ from jaxprune.selection.limits import varying_like
 BLOCK = 1024
 """Entries in a block."""
 
-_COLUMNS = 32
+_ROWS, _LANES = 16, 8
+_COLUMNS = BLOCK // _ROWS
 
 
 class Blocks(NamedTuple):
@@ -178,8 +179,8 @@ def count_above(blocks: Blocks, codes: jax.Array, read: jax.Array) -> jax.Array:
 
 
 def _columns(hits: jax.Array) -> jax.Array:
-    rows = hits.astype(jnp.int8).reshape(-1, BLOCK // _COLUMNS, _COLUMNS)
-    return lax.reduce(rows, np.int8(0), lax.add, (1,))
+    rows = hits.astype(jnp.int8).reshape(-1, _ROWS, _LANES)
+    return lax.reduce(rows, np.int8(0), lax.add, (1,)).reshape(-1, _COLUMNS)
 
 
 def count_true(hits: jax.Array) -> jax.Array:
@@ -220,7 +221,9 @@ def _joined(blocks: Blocks, columns: list[jax.Array], rests: jax.Array) -> jax.A
     rests = joined.pop()
     if not joined:
         return rests
-    whole = jnp.sum(jnp.concatenate(joined), axis=1, dtype=jnp.uint32)
+    pairs = jnp.concatenate(joined).reshape(-1, 2, _COLUMNS // 2)  # sums over 64 become trees
+    halved = lax.reduce(pairs, np.int8(0), lax.add, (1,))
+    whole = jnp.sum(halved, axis=1, dtype=jnp.uint32)
     if not blocks.with_rest:
         return whole
     whole_lengths = [leaf.values.size // BLOCK for leaf in blocks.leaves]
