@@ -17,8 +17,8 @@ import optax
 
 from jaxprune import trees
 from jaxprune.refresh import changed, readable, refresh, started
-from jaxprune.state import PRNG, Parts, PruneState, Spec, dense_copy, signals_of
 from jaxprune.selection import read_before
+from jaxprune.state import PRNG, Parts, PruneState, Spec, dense_copy, signals_of
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import (
     Leaves,

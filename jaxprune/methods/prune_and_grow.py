@@ -1,6 +1,7 @@
 """Prune and grow (IEE): train the kept weights, explore the pruned ones, swap worst for best."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import scores
-from jaxprune.distributions import Budget, Distribution
+from jaxprune.distributions import Distribution, Stacked
 from jaxprune.masks import largest
 from jaxprune.methods.common import Less, Together, budget_of, drawn
 from jaxprune.methods.groups import Groups
@@ -44,6 +45,7 @@ def prune_and_grow(
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    stacked: Stacked = None,
     start: Start | Literal["magnitude"] = None,
     output_axis: OutputAxis = None,
     seed: int = 0,
@@ -89,6 +91,7 @@ def prune_and_grow(
         "global" the ranking is global too.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       start: first masks, by path, or a function of the first update's `Signals`; "magnitude" takes
         the largest weights of a trained network; by default chance decides.
       output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
@@ -106,7 +109,12 @@ def prune_and_grow(
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
       >>> tx = jaxprune.prune_and_grow(
-      ...     optax.sgd(0.1), sparsity=0.5, stop=9, measure_steps=1, improve_steps=1, explore_steps=1
+      ...     optax.sgd(0.1),
+      ...     sparsity=0.5,
+      ...     stop=9,
+      ...     measure_steps=1,
+      ...     improve_steps=1,
+      ...     explore_steps=1,
       ... )
       >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
       >>> zeros, state = {"kernel": jnp.zeros((2, 2))}, tx.init(params)
@@ -127,17 +135,19 @@ def prune_and_grow(
     if inner is None:
         hint = "it freezes weights, and needs their gradients"
         raise ValueError(wrong("inner", "be an optimizer, not stand last in a chain", None, hint))
+    if isinstance(start, str):
+        one_of("start", start, ("magnitude",))
     cycles = _Cycles.until(stop, measure_steps, improve_steps, explore_steps, swap_fraction)
     score, memory = _importance(importance, cycles.phases)
     if n_of_m is None:
-        budget = budget_of(sparsity, distribution, overrides, min_density, start)
+        budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked)
         counts = Together(budget) if ranking == "global" else budget
         highest = partial(largest, min_density=min_density)
         keep, drop, down, fill = highest, score, highest, highest
         share: Callable[[Any], jax.Array] = cycles.omega
     else:
         groups = Groups(*n_of_m, output_axis)
-        budget = counts = groups.agreed_budget(sparsity)
+        budget = counts = replace(groups.agreed_budget(sparsity), stacked=stacked)
         keep, drop, down, fill = groups.keep, groups.weakest_of(score), largest, groups.fill
         share = partial(_at_most, cycles.omega, 1 / n_of_m[0])
     first = drawn(budget, scores.magnitude if start == "magnitude" else scores.random, keep)
