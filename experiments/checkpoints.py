@@ -12,7 +12,7 @@ from experiments.training import State
 
 # What may change between two calls of the same run.
 _FREE = ("data.data_dir", "tensorboard", "evaluate_every", "checkpoint_every", "log_every")
-_PARTS = ("step", "params", "batch_stats", "opt_state")
+_PARTS = ("step", "params", "batch_stats", "opt_state", "flops")
 
 
 def manager(workdir: pathlib.Path) -> ocp.CheckpointManager:

@@ -6,13 +6,18 @@
 Every number is of the final params, whose sparsity is counted on them. Runs that are finished stay
 in ``results.json`` and are not run again. The seeds of a method run one after another on one
 compiled step: vmapped convolutions are several times slower on a CPU.
+
+A method's values follow its name: ``--methods rigl:every=8,rigl:every=32:stop=0.5``. What follows
+an ``@`` is a finished method whose training FLOPs a method may spend: ``rigl@gradual_magnitude``
+trains for more updates, or fewer. ``--moving rigl,prune_and_grow`` draws how their masks move.
 """
 
+import ast
 import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,11 +41,30 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "straight_through_without_guard": ("straight_through", {"dead_units": "move"}),
     "gradual_magnitude": ("gradual_magnitude", {}),
     "random": ("static", {}),
+    "random_uniform": ("static", {"distribution": "uniform"}),
     "shuffled": ("static", {}),
+    "sparse_evolution": ("sparse_evolution", {}),
+    "rigl": ("rigl", {}),
+    "prune_and_grow": ("prune_and_grow", {}),
+    "prune_and_grow_without_exploring": ("prune_and_grow", {"explore_steps": 0}),
+    "prune_and_grow_without_improving": ("prune_and_grow", {"improve_steps": 0}),
+    "prune_and_grow_without_freezing": ("prune_and_grow", {"freeze_kept": False}),
+    "prune_and_grow_from_zero": ("prune_and_grow", {"grow_from": "zero"}),
+    **{
+        f"prune_and_grow_{steps}": (
+            "prune_and_grow",
+            dict.fromkeys(("measure_steps", "improve_steps", "explore_steps"), steps),
+        )
+        for steps in (10, 40)
+    },
 }
 """What is compared, by name: a method and the values that differ from the common ones. ``random``
-draws masks of ERK densities; ``shuffled`` has as many weights in each layer as the final mask of
-magnitude attention of the same seed, elsewhere, and trains from scratch."""
+draws masks of ERK densities, ``random_uniform`` of one density everywhere; ``shuffled`` has as many
+weights in each layer as the final mask of magnitude attention of the same seed, elsewhere, and
+trains from scratch. ``prune_and_grow_10`` has stages of 10 updates each, not of 20."""
+
+_LONGEST = 4.0
+"""Training for equal FLOPs stops at so many times the recipe's updates."""
 
 
 class Experiment:
@@ -67,10 +91,38 @@ class Experiment:
         Returns:
           A copy of the config with that method.
         """
-        name, values = METHODS[method]
+        name, values = _method(method)
         config: Any = ConfigDict(self.config.to_dict())
         config.method = common.method(name, **values | ({"sparsity": sparsity} if sparsity else {}))
         return config
+
+    def masks(
+        self, method: str, sparsity: float, seed: int = 0
+    ) -> list[tuple[int, np.ndarray[Any, np.dtype[np.bool_]]]]:
+        """Trains once and takes the masks whenever they have changed.
+
+        Args:
+          method: a key of `METHODS`, and values.
+          sparsity: its target.
+          seed: of the run.
+
+        Returns:
+          ``(step, mask)`` of every change, the first masks included; all leaves as one vector.
+        """
+        found: list[tuple[int, np.ndarray]] = []
+
+        def watch(step: int, state: training.State) -> None:
+            leaves = jax.tree.leaves(jaxprune.get_masks(state.opt_state))
+            mask = np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])
+            if not found or (mask != found[-1][1]).any():
+                found.append((step, mask))
+
+        config = self.recipe(method, sparsity)
+        config.seed = seed
+        state = training.create(self.model, optimizers.build(config), self.train, seed)
+        state = _with_random_masks(state, config) if "seed" in config.method else state
+        self._trained(state, config, watch)
+        return found
 
     def runs(
         self, method: str, sparsity: float, seeds: Iterable[int], finished: Sequence[Mapping]
@@ -81,12 +133,15 @@ class Experiment:
           method: a key of `METHODS`.
           sparsity: its target.
           seeds: of initial weights, order of the data and random masks.
-          finished: results so far; ``shuffled`` finds its densities there.
+          finished: results so far; ``shuffled`` finds its densities there, and a method with an
+            ``@`` what it and the other cost.
 
         Yields:
           A row of results for each seed.
         """
         config = self.recipe(method, sparsity)
+        longer = _steps_at_equal_flops(finished, method, sparsity)
+        config.steps = round(longer * self.config.steps)
         tx = optimizers.build(config)
         if method == "shuffled":
             params = training.create(self.model, tx, self.train, 0).params
@@ -95,13 +150,15 @@ class Experiment:
         for seed in seeds:
             config.seed, began = seed, time.perf_counter()
             state = training.create(self.model, tx, self.train, seed)
-            if method == "random":
-                state = _with_random_masks(state, config)
-            elif method == "shuffled":
+            if method == "shuffled":
                 state = _with_shuffled_masks(state, _layers(finished, sparsity, seed), seed)
+            elif "seed" in config.method:
+                state = _with_random_masks(state, config)
             state, curve = self._trained(state, config)
             result = training.result(state, self.test, config)
-            _check_count(result, sparsity)
+            _check_count(result, sparsity, training.sparsity(state, config.method.name))
+            if "training_flops" in result:  # of a dense run as long as the recipe
+                result["training_flops"] *= longer
             yield result | {
                 "method": method,
                 "target": sparsity,
@@ -110,7 +167,7 @@ class Experiment:
             }
 
     def _trained(
-        self, state: training.State, config: Any
+        self, state: training.State, config: Any, watch: Callable[[int, Any], None] | None = None
     ) -> tuple[training.State, list[dict[str, float]]]:
         """The state after all updates; no device is waited for but where the curve is taken."""
         curve, window = [], []
@@ -120,6 +177,8 @@ class Experiment:
         for step, batch in zip(range(1, config.steps + 1), batches, strict=False):
             state, metrics = training.train_step(state, batch)
             window.append(metrics)
+            if watch:
+                watch(step, state)
             if step % config.evaluate_every == 0 or step == config.steps:
                 curve.append(
                     {
@@ -131,6 +190,16 @@ class Experiment:
                 )
                 window = []
         return state, curve
+
+
+def _method(told: str) -> tuple[str, dict[str, Any]]:
+    """The method that a row is of, and the values that differ from the common ones."""
+    name, *values = told.partition("@")[0].split(":")
+    if name not in METHODS:
+        raise ValueError(f"`methods` must be among {', '.join(METHODS)}, got {told!r}")
+    base, common_values = METHODS[name]
+    read = (value.partition("=") for value in values)
+    return base, common_values | {key: ast.literal_eval(value) for key, _, value in read}
 
 
 def _with_random_masks(state: training.State, config: Any) -> training.State:
@@ -163,10 +232,31 @@ def _layers(finished: Sequence[Mapping], sparsity: float, seed: int) -> Mapping[
     )
 
 
-def _check_count(result: Mapping[str, Any], sparsity: float) -> None:
+def _steps_at_equal_flops(finished: Sequence[Mapping], told: str, sparsity: float) -> float:
+    """How many times as long a method may train as the recipe; 1 where it names no other."""
+    method, at, other = told.partition("@")
+    if not at:
+        return 1.0
+    cost = {
+        row["method"]: row["training_flops"]
+        for row in finished
+        if row["target"] in (0.0, sparsity) and "training_flops" in row
+    }
+    missing = [name for name in (method, other) if name not in cost]
+    if missing:
+        raise ValueError(
+            f"`methods` must name {' and '.join(missing)} before {told}, got no run at {sparsity}: "
+            "what they cost decides how long it trains"
+        )
+    return min(cost[other] / cost[method], _LONGEST)
+
+
+def _check_count(result: Mapping[str, Any], sparsity: float, of_masks: float) -> None:
+    """Masks keep as many as asked for; params may keep fewer: what grows in a dead unit stays 0."""
     expected = distributions.exact_count(result["total"], sparsity)
-    if result["kept"] != expected:
-        came = f"{result['kept']} of {result['total']}"
+    masked = round(result["total"] * (1 - of_masks))
+    if masked != expected or result["kept"] > expected:
+        came = f"{result['kept']} of {result['total']}, and masks that keep {masked}"
         raise ValueError(f"`params` must keep {expected} weights at {sparsity}, got {came}")
 
 
@@ -177,15 +267,19 @@ def compare(
     methods: Sequence[str],
     sparsities: Sequence[float],
     seeds: int,
+    moving: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Runs what is not yet in the work directory's results; writes the table and the plot.
 
     Args:
       config: the recipe.
       workdir: gets ``results.json``, ``results.md``, ``results.png`` and ``accuracy.png``.
-      methods: keys of `METHODS`.
+      methods: keys of `METHODS`, each with ``:name=value`` for values of its own, and with
+        ``@other`` to train for the FLOPs of another.
       sparsities: targets; ``dense`` runs once.
       seeds: number of seeds, counted from 0.
+      moving: methods of which one more run, at the first sparsity, shows how masks move, in
+        ``mask_movement.png``.
 
     Returns:
       One row a run, also what is in ``results.json``.
@@ -197,9 +291,8 @@ def compare(
     References:
       original.
     """
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown:
-        raise ValueError(f"`methods` must be among {', '.join(METHODS)}, got {unknown}")
+    for method in (*methods, *moving):
+        _method(method)
     workdir.mkdir(parents=True, exist_ok=True)
     _same_recipe(workdir / "recipe.json", config)
     results = workdir / "results.json"
@@ -224,6 +317,9 @@ def compare(
     hardest = max((row["target"] for row in rows), default=0.0)
     first = [row for row in rows if row["seed"] == 0 and row["target"] in (0.0, hardest)]
     plots.accuracy_over_steps(workdir / "accuracy.png", {r["method"]: r["curve"] for r in first})
+    if moving:
+        masks = {method: experiment.masks(method, sparsities[0]) for method in moving}
+        plots.mask_movement(workdir / "mask_movement.png", masks)
     return rows
 
 
@@ -258,6 +354,7 @@ def main(argv: list[str]) -> None:
         methods=flags.FLAGS.methods,
         sparsities=sparsities,
         seeds=flags.FLAGS.seeds,
+        moving=flags.FLAGS.moving,
     )
     print(report.table(rows), *report.findings(rows), f"Pictures and results: {workdir}", sep="\n")
 
@@ -268,5 +365,6 @@ if __name__ == "__main__":
     flags.DEFINE_list("methods", list(METHODS), "What to compare.")
     flags.DEFINE_list("sparsities", ["0.9"], "Target sparsities.")
     flags.DEFINE_integer("seeds", 5, "Number of seeds.")
+    flags.DEFINE_list("moving", [], "Methods whose masks' movement is drawn, at a first sparsity.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

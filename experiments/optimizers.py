@@ -3,17 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 
 import jaxprune
 
-METHODS = {
-    "magnitude_attention": jaxprune.magnitude_attention,
-    "straight_through": jaxprune.straight_through,
-    "gradual_magnitude": jaxprune.gradual_magnitude,
-    "static": jaxprune.static,
-}
-"""Pruning methods by the name a config gives; ``dense`` is the optimizer alone."""
+METHODS = (
+    "magnitude_attention",
+    "straight_through",
+    "gradual_magnitude",
+    "static",
+    "prune_and_grow",
+    "rigl",
+    "sparse_evolution",
+)
+"""Pruning methods a config may name; ``dense`` is the optimizer alone."""
+
+_SHARES = ("ramp", "exploit_at", "stop")
 
 
 def build(config: Any) -> optax.GradientTransformation:
@@ -21,8 +27,8 @@ def build(config: Any) -> optax.GradientTransformation:
 
     Args:
       config: the experiment. ``config.method`` holds the ``name`` of the method and its keyword
-        values; ``ramp`` and ``exploit_at`` are shares of the training there, not updates, so that
-        a shorter run is the same recipe.
+        values; ``ramp``, ``exploit_at`` and ``stop`` are shares of the training there, not updates,
+        so that a shorter run is the same recipe. Periods are in updates.
 
     Returns:
       A gradient transformation.
@@ -47,7 +53,8 @@ def build(config: Any) -> optax.GradientTransformation:
     name = options.pop("name")
     if name == "dense":
         return optimizer
-    return _of(METHODS, name, "method.name")(optimizer, where=config["where"] or None, **options)
+    method = getattr(jaxprune, _of(dict(zip(METHODS, METHODS, strict=True)), name, "method.name"))
+    return method(optimizer, where=config["where"] or None, **options)
 
 
 def inner(config: Any) -> optax.GradientTransformation:
@@ -75,7 +82,7 @@ def inner(config: Any) -> optax.GradientTransformation:
 
 
 def in_updates(method: Any, steps: int) -> dict[str, Any]:
-    """A method's values with ``ramp`` and ``exploit_at`` in updates instead of shares.
+    """A method's values with ``ramp``, ``exploit_at`` and ``stop`` in updates instead of shares.
 
     Args:
       method: ``name`` and values of a method.
@@ -93,10 +100,9 @@ def in_updates(method: Any, steps: int) -> dict[str, Any]:
       original.
     """
     options = dict(method)
-    if "ramp" in options:
-        options["ramp"] = tuple(round(share * steps) for share in options["ramp"])
-    if "exploit_at" in options:
-        options["exploit_at"] = round(options["exploit_at"] * steps)
+    for name in _SHARES:
+        if name in options:
+            options[name] = jax.tree.map(lambda share: round(share * steps), options[name])
     return options
 
 

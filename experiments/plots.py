@@ -1,5 +1,6 @@
 """Pictures, as PNG files."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,7 +84,7 @@ def accuracy_over_steps(
         _line(upper, rows, "test_accuracy", color=color, marker="o", markersize=3, label=name)
         _line(lower, rows, "sparsity", color=color)
     upper.set_ylabel("accuracy\n(pale: training batches)")
-    upper.legend()
+    upper.legend(fontsize="small", ncols=1 + len(runs) // 8)
     lower.set(ylabel="sparsity", xlabel="updates", ylim=(-0.05, 1.05))
     return _save(figure, path)
 
@@ -178,6 +179,118 @@ def accuracy_of_methods(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     return _save(figure, path)
+
+
+def mask_movement(
+    path: pathlib.Path, runs: Mapping[str, Sequence[tuple[int, np.ndarray]]]
+) -> pathlib.Path:
+    """How masks move: how long grown weights stay, and how alike successive masks are.
+
+    Left, of all that grew in one change, the share that is kept so many updates later, as the mean
+    over the changes; right, the overlap ``|a and b| / |a or b|`` of the masks after successive
+    changes, and dotted that with the last mask. Changes in which nothing grows are passed over.
+
+    Args:
+      path: the file.
+      runs: ``(step, mask)`` of every change of masks, bool vectors, by name.
+
+    Returns:
+      The file.
+
+    References:
+      original; a picture of this kind is in Sun et al., 2025, https://arxiv.org/abs/2502.03658.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for index, (name, changes) in enumerate(runs.items()):
+        color, moved = f"C{index}", after_growth(changes)
+        left.plot(*zip(*survival(moved), strict=True), color=color, label=name)
+        steps = [step for step, _ in moved]
+        overlaps = [overlap(a, b) for (_, a), (_, b) in itertools.pairwise(moved)]
+        right.plot(steps[1:], overlaps, color=color, label=name)
+        last = [overlap(mask, moved[-1][1]) for _, mask in moved]
+        right.plot(steps, last, color=color, linestyle=":")
+    left.set(xlabel="updates since growth", ylabel="share of grown weights still kept")
+    right.set(xlabel="updates", ylabel="overlap with the mask before\n(dotted: with the last mask)")
+    for axes in (left, right):
+        axes.set_ylim(0, 1.03)
+    left.legend()
+    return _save(figure, path)
+
+
+def after_growth(changes: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    """The first masks, and those after each change in which something grew.
+
+    Args:
+      changes: ``(step, mask)`` of every change, bool vectors.
+
+    Returns:
+      Some of them: what only prunes is passed over, so that a cycle counts once.
+
+    Examples:
+      >>> import numpy as np
+      >>> from experiments import plots
+      >>> masks = [[1, 1, 0], [1, 0, 0], [1, 0, 1]]
+      >>> changes = [(step, np.array(mask, bool)) for step, mask in enumerate(masks)]
+      >>> [step for step, _ in plots.after_growth(changes)]
+      [0, 2]
+
+    References:
+      original.
+    """
+    grown = [now for before, now in itertools.pairwise(changes) if (now[1] & ~before[1]).any()]
+    return [*changes[:1], *grown]
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Jaccard's index of two masks, ``|a and b| / |a or b|``.
+
+    Args:
+      a: bool, any shape.
+      b: the same.
+
+    Returns:
+      A share in [0, 1].
+
+    Examples:
+      >>> import numpy as np
+      >>> from experiments import plots
+      >>> plots.overlap(np.array([True, True, False]), np.array([True, False, False]))
+      0.5
+
+    References:
+      Jaccard, The distribution of the flora in the alpine zone, 1912.
+    """
+    return float(np.sum(a & b) / np.sum(a | b))
+
+
+def survival(moved: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, float]]:
+    """How much of what grew is still kept, by the updates since.
+
+    Args:
+      moved: what `after_growth` returns.
+
+    Returns:
+      ``(updates, share)``: the mean over all growths so many updates before another change. It
+      begins with (0, 1.0).
+
+    Examples:
+      >>> import numpy as np
+      >>> from experiments import plots
+      >>> masks = [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]]
+      >>> moved = [(10 * i, np.array(mask, bool)) for i, mask in enumerate(masks)]
+      >>> plots.survival(moved)
+      [(0, 1.0), (10, 0.5)]
+
+    References:
+      original.
+    """
+    shares: dict[int, list[float]] = {}
+    for index, ((_, before), (born, mask)) in enumerate(itertools.pairwise(moved), start=1):
+        grown = mask & ~before
+        for step, later in moved[index:]:
+            shares.setdefault(step - born, []).append(float(np.mean(later[grown])))
+    return [(updates, float(np.mean(found))) for updates, found in sorted(shares.items())]
 
 
 def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:

@@ -34,14 +34,26 @@ def _methods(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["method"] for row in rows if row["target"]))
 
 
+def _flops(rows: Sequence[Row], method: str, target: float) -> str:
+    """Training and inference FLOPs; rows written before they were counted have none."""
+    found = [
+        (row["training_flops"], row["inference_flops"])
+        for row in rows
+        if (row["method"], row["target"]) == (method, target) and "training_flops" in row
+    ]
+    return ", ".join(f"{np.mean(shares):.3f}" for shares in zip(*found, strict=True)) or "-"
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Mean and standard deviation over seeds of the final test accuracy, in percent.
+    """Mean and standard deviation over seeds of the final test accuracy, and what a run costs.
 
     Args:
-      rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``.
+      rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``; where they are known,
+        ``training_flops`` and ``inference_flops`` as shares of dense.
 
     Returns:
-      A table in Markdown: a row a method, a column a sparsity.
+      A table in Markdown: a row a method, a column a sparsity; then a column a sparsity for FLOPs,
+      of training and of inference.
 
     Examples:
       >>> from experiments import report
@@ -61,15 +73,20 @@ def table(rows: Sequence[Row]) -> str:
         *(f"{100 * target:g} % sparse" for target in targets),
         "runs",
     ]
+    counted = any("training_flops" in row for row in rows)
+    if counted:
+        heads += [f"FLOPs at {100 * target:g} %: training, inference" for target in targets]
     lines = [heads]
     dense = list(_of(rows, "dense", 0.0).values())
     if dense:
-        lines.append(["dense", *[_cell(dense)] * len(targets), str(len(dense))])
+        cost = [_flops(rows, "dense", 0.0)] * len(targets) if counted else []
+        lines.append(["dense", *[_cell(dense)] * len(targets), str(len(dense)), *cost])
     for method in _methods(rows):
         found = [list(_of(rows, method, target).values()) for target in targets]
         runs = sorted({len(accuracies) for accuracies in found})
         told = " to ".join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))
-        lines.append([method, *map(_cell, found), told])
+        cost = [_flops(rows, method, target) for target in targets] if counted else []
+        lines.append([method, *map(_cell, found), told, *cost])
     written = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([written[0], "|---" * len(heads) + "|", *written[1:]])
 
@@ -84,8 +101,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
       rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``.
 
     Returns:
-      Sentences, one a pair of methods and sparsity, for pairs with magnitude attention; of the
-      other methods when it is not there.
+      Sentences, one a pair of methods and sparsity, for pairs with magnitude attention and with
+      prune and grow; of all methods when neither is there. A method that trained for the FLOPs of
+      another is compared with that one, and with those that did so too.
 
     Examples:
       >>> from experiments import report
@@ -103,12 +121,25 @@ def findings(rows: Sequence[Row]) -> list[str]:
       original.
     """
     names = _methods(rows)
-    if "magnitude_attention" in names:
-        pairs = [("magnitude_attention", name) for name in names if name != "magnitude_attention"]
-    else:
-        pairs = list(itertools.combinations(names, 2))
+    pairs = [
+        (name, other)
+        for name in names
+        if name.partition("@")[0] in _SUBJECTS
+        for other in names
+        if other != name and _comparable(name, other) and (other, name) != _SUBJECTS
+    ]
+    pairs = pairs or list(itertools.combinations(names, 2))
     found = [_difference(rows, *pair, target) for target in _targets(rows) for pair in pairs]
     return [sentence for sentence in found if sentence]
+
+
+_SUBJECTS = ("magnitude_attention", "prune_and_grow")
+
+
+def _comparable(one: str, other: str) -> bool:
+    """Whether two methods trained for as many updates, or for as many FLOPs."""
+    cost = one.partition("@")[2]
+    return other.partition("@")[2] == cost or (bool(cost) and other == cost)
 
 
 def _difference(rows: Sequence[Row], one: str, other: str, target: float) -> str:

@@ -1,6 +1,8 @@
 """The pieces of a training loop that `train.py`, `compare.py` and `evaluate.py` share.
 
-Nothing here knows about pruning but `measure`, which counts zeros: the params are the network.
+The params are the network, so the loop is that of any optimizer. What knows about pruning measures:
+zeros, and the operations a step costs. One line more is for batch norm, whose running statistics
+leave out the steps in which prune-and-grow explores the dense network.
 """
 
 import functools
@@ -8,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +20,25 @@ from jax.typing import ArrayLike
 
 import jaxprune
 from experiments import data
-from jaxprune import trees
+from jaxprune import flops, trees
 
 _TEST_BATCH = 500
 
 
 class State(train_state.TrainState):
-    """Flax's training state and the running statistics of batch norm."""
+    """Flax's training state, the running statistics of batch norm, and what training has cost.
+
+    Attributes:
+      batch_stats: the running statistics.
+      flops: operations of the steps so far, as the mean fraction of a dense step's, float32: a mean
+        keeps the precision that a sum over many steps would lose.
+      layer_flops: operations of each leaf in a forward pass of one image; no part of the state's
+        arrays, so that the step compiles once.
+    """
 
     batch_stats: Any
+    flops: Any
+    layer_flops: tuple[tuple[str, float], ...] = flax.struct.field(pytree_node=False)
 
 
 def create(
@@ -60,7 +73,23 @@ def create(
         params=variables["params"],
         tx=tx,
         batch_stats=variables.get("batch_stats", {}),
+        flops=jnp.zeros((), jnp.float32),
+        layer_flops=_layer_flops(model, images.shape),
     ).replace(step=jnp.zeros((), jnp.int32))
+
+
+@functools.cache
+def _layer_flops(model: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str, float], ...]:
+    """The operations of each leaf for images of a shape."""
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(functools.partial(model.init, train=False), key, images)
+
+    def logits(params: Any, others: Any, images: jax.Array) -> Any:
+        return model.apply({**others, "params": params}, images, train=False)
+
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+    return tuple(flops.forward_flops(logits, variables["params"], others, images).items())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -95,9 +124,30 @@ def train_step(state: State, batch: data.Batch) -> tuple[State, dict[str, jax.Ar
         return losses.mean(), (logits, new.get("batch_stats", {}))
 
     (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    state = state.apply_gradients(grads=grads, batch_stats=stats)
+    if _method_of(state) == "prune_and_grow":  # statistics of the dense network would mislead
+        exploring = jaxprune.phase_of(state.opt_state).named("explore")  # read before the update
+        stats = jax.tree.map(functools.partial(jnp.where, exploring), state.batch_stats, stats)
+    cost = _mean_cost(state)
+    state = state.apply_gradients(grads=grads, batch_stats=stats, flops=cost)
     right = jnp.mean(logits.argmax(axis=-1) == batch["label"], dtype=jnp.float32)
     return state, {"loss": loss, "accuracy": right}
+
+
+def _method_of(state: State) -> str | None:
+    """The name of the pruning method; None for a dense run."""
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=_is_pruning)
+    return jaxprune.describe(state.opt_state)["method"] if any(map(_is_pruning, nodes)) else None
+
+
+def _is_pruning(node: Any) -> bool:
+    return isinstance(node, jaxprune.PruneState)
+
+
+def _mean_cost(state: State) -> jax.Array:
+    """The mean cost of the steps so far and the coming one."""
+    dense = _method_of(state) is None
+    cost = 1.0 if dense else flops.step_cost(state.opt_state, dict(state.layer_flops))
+    return state.flops + (cost - state.flops) / (state.step + 1)
 
 
 @jax.jit
@@ -202,7 +252,8 @@ def result(state: State, test: data.Dataset, config: Any) -> dict[str, Any]:
       config: the experiment.
 
     Returns:
-      ``method``, ``seed``, ``steps``, ``accuracy`` and the values of `measure`.
+      ``method``, ``seed``, ``steps``, ``accuracy``, the values of `measure`, and as fractions of
+      dense ``training_flops``, over all steps, and ``inference_flops``.
 
     Raises:
       ValueError: if the params are not the network that the method's state says they are.
@@ -219,4 +270,12 @@ def result(state: State, test: data.Dataset, config: Any) -> dict[str, Any]:
         "steps": int(state.step),
         "accuracy": accuracy(state, test),
         **measure(state.params, config["where"]),
+        "training_flops": float(state.flops),
+        "inference_flops": _inference_cost(state),
     }
+
+
+def _inference_cost(state: State) -> float:
+    if _method_of(state) is None:
+        return 1.0
+    return float(flops.inference_cost(state.opt_state, dict(state.layer_flops)))

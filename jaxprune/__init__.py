@@ -1,6 +1,7 @@
 """Pruning for JAX: the parameters you hold are the network you ship."""
 
 from jaxprune import distributions as distributions
+from jaxprune import flops as flops
 from jaxprune import masks as masks
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
@@ -9,11 +10,17 @@ from jaxprune.checks import check as check
 from jaxprune.checks import describe as describe
 from jaxprune.checks import rebase as rebase
 from jaxprune.checks import verify as verify
+from jaxprune.methods.acdc import acdc as acdc
 from jaxprune.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
+from jaxprune.methods.granet import granet as granet
 from jaxprune.methods.magnitude_attention import magnitude_attention as magnitude_attention
+from jaxprune.methods.n_of_m import n_of_m as n_of_m
 from jaxprune.methods.prune_and_grow import prune_and_grow as prune_and_grow
 from jaxprune.methods.prune_once import prune_once as prune_once
 from jaxprune.methods.rigl import rigl as rigl
+from jaxprune.methods.snip import snip as snip
+from jaxprune.methods.sparse_evolution import sparse_evolution as sparse_evolution
+from jaxprune.methods.sr_ste import sr_ste as sr_ste
 from jaxprune.methods.static import static as static
 from jaxprune.methods.straight_through import straight_through as straight_through
 from jaxprune.readers import active_params as active_params
@@ -48,16 +55,20 @@ __all__ = [
     "Signals",
     "Summary",
     "View",
+    "acdc",
     "active_params",
     "check",
     "describe",
     "distributions",
     "eval_params",
+    "flops",
     "get_masks",
     "gradual_magnitude",
+    "granet",
     "magnitude_attention",
     "masks",
     "method",
+    "n_of_m",
     "phase_of",
     "plan",
     "project",
@@ -68,7 +79,10 @@ __all__ = [
     "rigl",
     "schedules",
     "scores",
+    "snip",
+    "sparse_evolution",
     "sparsity_of",
+    "sr_ste",
     "state_shardings",
     "static",
     "straight_through",

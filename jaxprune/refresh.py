@@ -22,7 +22,6 @@ from jaxprune.state import PRNG, Parts
 from jaxprune.trees import by_path, is_complex, known
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals
 
-
 Counters = tuple[jax.Array, jax.Array, jax.Array]
 """Drift, skipped and revived, as in the state."""
 
@@ -91,7 +90,7 @@ def _change(
 ) -> tuple[dict[str, jax.Array], Any, Counters, Leaves, Leaves]:
     drift, skipped, revived = counters
     first, old = signals.step == 1, signals.mask
-    odd = _odd_entries(params, old, _hidden(parts, before), first)
+    odd = _odd_entries(params, old, hidden(parts, before), first)
     key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=PRNG), signals.step)
     signals = signals._replace(key=jax.random.key_data(key))
     began = started(parts, signals)
@@ -165,14 +164,15 @@ def changed(update: MaskUpdate, signals: Signals) -> tuple[dict[str, jax.Array],
     chosen = dict(update.select(scores, counts))
     if update.candidates is Candidates.PRUNED:
         chosen = {path: chosen[path] | m for path, m in mask.items()}
-    if update.candidates is Candidates.KEPT:
+    if update.candidates is Candidates.KEPT and not by_key:
         chosen = {path: chosen[path] & m for path, m in mask.items()}
     return chosen, any_nan(list(ranked.values()))
 
 
 def _scored(update: MaskUpdate, signals: Signals) -> list[tuple[str, tuple[jax.Array, bool]]]:
     """Scores by path, and whether their magnitude ranks: |w| and |g| are never written out."""
-    of_sizes = {magnitude: signals.dense, gradient: signals.grads}.get(update.score)
+    read: Mapping[Any, Leaves] = {magnitude: signals.dense, gradient: signals.grads}
+    of_sizes = read.get(update.score)
     if not of_sizes or any(is_complex(of_sizes[path]) for path in signals.mask):
         scores = update.score(signals)
         return [(path, (scores[path], False)) for path in signals.mask]
@@ -181,20 +181,26 @@ def _scored(update: MaskUpdate, signals: Signals) -> list[tuple[str, tuple[jax.A
 
 def _missing(counts: Counts, mask: Leaves) -> Counts:
     """How many entries are to grow, so that as many as counted are kept."""
-    kept = {path: count_true(m) for path, m in mask.items()}
     if not isinstance(counts, Mapping):
-        return jnp.maximum(counts - sum(kept.values()), 0)
-    rest = sum(k for path, k in kept.items() if path not in counts)
-    return {p: jnp.maximum(c - (rest if p == REST else kept[p]), 0) for p, c in counts.items()}
+        return jnp.maximum(counts - sum(count_true(m) for m in mask.values()), 0)
+
+    def kept(path: str) -> jax.Array:
+        if not jnp.ndim(counts.get(path, 0)):
+            return count_true(mask[path])
+        together = [axis for axis, n in enumerate(jnp.shape(counts[path])) if n == 1]
+        return jnp.sum(mask[path], axis=together, keepdims=True, dtype=jnp.int32)
+
+    rest = sum(kept(path) for path in mask if path not in counts)
+    return {p: jnp.maximum(c - (rest if p == REST else kept(p)), 0) for p, c in counts.items()}
 
 
 def _beginning(parts: Parts, before: Signals, after: Signals) -> dict[str, jax.Array]:
     """Pruned entries that begin to move: grown ones, or all those that a phase lets move."""
-    moved, moves = _moving(parts, before), _moving(parts, after)
+    moved, moves = moving(parts, before), moving(parts, after)
     return {path: moves[path] & ~moved[path] & ~m for path, m in before.mask.items()}
 
 
-def _moving(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
+def moving(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
     """Which prunable entries the update moves."""
     if parts.view.update_scale is None:
         every = parts.view.copy
@@ -206,7 +212,7 @@ def _moving(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
     }
 
 
-def _hidden(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
+def hidden(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
     """The entries of which the view makes 0: of ones, too."""
     if not parts.view.copy:
         return {path: ~m for path, m in signals.mask.items()}

@@ -1,7 +1,7 @@
 """Reports: `plan` before training, `summarize` at any moment. Both print as a table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,14 @@ import optax
 
 from jaxprune import trees
 from jaxprune.distributions import Budget
+from jaxprune.flops import inference_cost, stage_costs
+from jaxprune.methods.common import Together
 from jaxprune.readers import phase_of
-from jaxprune.schedules import Either, Every, Ramp, When, steps_due
+from jaxprune.schedules import Ramp
+from jaxprune.schedules.moments import foreseen, last_step
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.state import Parts, PruneState, states_of
+from jaxprune.types import REST
 from jaxprune.views import living_units
 
 
@@ -85,23 +89,30 @@ class Plan(NamedTuple):
                 "x".join(map(str, leaf.shape)) or "scalar",
                 "yes" if leaf.pruned else f"no ({leaf.reason})",
                 leaf.output_axis,
-                _share(leaf.density_now) if leaf.pruned else "",
+                (_share(leaf.density_now) or "at the first update") if leaf.pruned else "",
                 (_share(leaf.density_end) or "by rank or schedule") if leaf.pruned else "",
                 leaf.kept_end,
             )
             for leaf in self.leaves
         ]
-        shown = ", ".join(map(str, self.steps[:4])) + (", ..." if len(self.steps) > 5 else "")
-        last = f", {self.steps[-1]}" if len(self.steps) > 4 else ""
-        when = f"{len(self.steps)} changes of masks: {shown}{last}" if self.steps else "no changes"
         kept = "as the schedule says" if self.kept is None else f"{self.kept} of {self.total}"
         lines = [
             _table(names, rows),
             f"kept at the end: {kept}",
-            f"after update {when}{' and so on without end' if self.endless else ''}",
+            self._when(),
             f"state: {self.bytes_per_parameter:.2f} bytes a parameter beside the optimizer's",
         ]
         return "\n".join([*lines, self.note] if self.note else lines)
+
+    def _when(self) -> str:
+        steps = [*map(str, self.steps)]
+        if self.endless:
+            return f"masks change after updates {', '.join([*steps, 'and so on without end'])}"
+        if not steps:
+            return "no changes of masks"
+        shown = steps if len(steps) < 7 else [*steps[:5], "...", steps[-1]]
+        changes = "1 change of masks" if len(steps) == 1 else f"{len(steps)} changes of masks"
+        return f"{changes}, after update {', '.join(shown)}"
 
 
 def _share(density: float | None) -> str | None:
@@ -144,7 +155,7 @@ def plan(tx: optax.GradientTransformation, params: Any) -> Plan:
         known = [end for end in ends if end is not None]
         kept.append(sum(known) if len(known) == len(ends) else None)
         rows |= planned
-        steps |= {n for u in part.prune_spec.parts.mask_updates for n in _known_steps(u.when)}
+        steps |= {n for u in part.prune_spec.parts.mask_updates for n in foreseen(u.when)}
     where = states[0].prune_spec.parts.where if len(states) == 1 else None
     reasons = trees.pruning_reasons(leaves, where)
     unpruned = {
@@ -158,7 +169,7 @@ def plan(tx: optax.GradientTransformation, params: Any) -> Plan:
         kept=None if None in kept else sum(k for k in kept if k is not None),
         total=sum(math.prod(rows[path].shape) for path in rows if rows[path].pruned),
         steps=tuple(sorted(steps)),
-        endless=any(_last(when) is None for when in whens),
+        endless=any(last_step(when) is None for when in whens),
         bytes_per_parameter=extra / max(sum(leaf.size for leaf in leaves.values()), 1),
         note=" ".join(filter(None, (part.prune_spec.parts.note for part in states))),
     )
@@ -173,7 +184,7 @@ def _rows(state: PruneState, counts: Any) -> dict[str, PlannedLeaf]:
     for path, mask in masks.items():
         size, start = math.prod(mask.shape), given.get(path)
         now = 1.0 if start is None else float(np.sum(np.asarray(start, bool))) / size
-        if callable(parts.start):
+        if callable(parts.start) or any(1 in foreseen(u.when) for u in parts.mask_updates):
             now = None
         end = None if counts is None else counts.get(path)
         if counts is None and not parts.mask_updates and now is not None:
@@ -184,31 +195,20 @@ def _rows(state: PruneState, counts: Any) -> dict[str, PlannedLeaf]:
 
 
 def _counts_at_end(state: PruneState) -> dict[str, int] | None:
-    """Entries kept at the end, by path or for the rest together; None where nothing tells."""
+    """Entries kept at the end, by path or for the rest together; None where nothing tells.
+
+    Of several changes of masks the last with a budget tells: what one drops, the next one grows.
+    """
     for update in reversed(state.prune_spec.parts.mask_updates):
-        count = update.count
-        schedule = count.schedule if isinstance(count, Budget) else None
-        if isinstance(count, Budget) and isinstance(schedule, Ramp):
-            if is_traced(schedule.sparsity):
+        count: Any = update.count
+        together = isinstance(count, Together)
+        count = count.budget if together else count
+        if isinstance(count, Budget) and isinstance(count.schedule, Ramp):
+            if is_traced(count.schedule.sparsity):
                 return None
-            return count.at_end(trees.by_path(state.prune_mask))
+            counts = count.at_end(trees.by_path(state.prune_mask))
+            return {REST: sum(counts.values())} if together else counts
     return None
-
-
-def _last(when: When) -> int | None:
-    """The last step at which something is due, or None without end."""
-    if isinstance(when, Either):
-        ends = [_last(each) for each in when.whens]
-        return None if None in ends else max(e for e in ends if e is not None)
-    return when.end if isinstance(when, Every) else None
-
-
-def _known_steps(when: When) -> list[int]:
-    if not isinstance(when, Every | Either):
-        return []
-    parts = when.whens if isinstance(when, Either) else (when,)
-    ends = [each.end or each.begin + 2 * each.interval for each in parts if isinstance(each, Every)]
-    return steps_due(when, max(ends, default=0))
 
 
 def _bytes(tree: Any) -> int:
@@ -248,18 +248,28 @@ class Summary(NamedTuple):
     Attributes:
       leaves: one row a pruned leaf.
       phase: name of the coming forward pass's phase.
+      phase_step: updates completed within it.
+      phase_length: its length in updates; -1 without end.
       step: updates completed.
       drift: entries off the mask that something else wrote, met at refreshes.
       skipped: refreshes skipped because a score was NaN.
       revived: zeros of an already sparse network that the first update let grow again.
+      inference_flops: operations of the pruned network, as a fraction of the dense one's; None
+        where it is not known what the leaves cost.
+      training_flops: those of a training step in each phase, and of a mask step where it costs
+        more, as fractions of a dense step, under the masks of now (`jaxprune.flops.stage_costs`).
     """
 
     leaves: tuple[LeafSummary, ...]
     phase: str
+    phase_step: int
+    phase_length: int
     step: int
     drift: int
     skipped: int
     revived: int
+    inference_flops: float | None = None
+    training_flops: Mapping[str, float] | None = None
 
     @property
     def kept(self) -> int:
@@ -301,24 +311,35 @@ class Summary(NamedTuple):
             "update; go on from its masks by `start=`" if self.revived else "",
         ]  # fmt: skip
         head = f"after update {self.step}, phase '{self.phase}'"
-        return "\n".join([head, _table(names, rows), *filter(None, troubles)])
+        if self.phase_length >= 0:
+            head += f", step {self.phase_step} of {self.phase_length}"
+        lines = [head, _table(names, rows), self._costs(), *troubles]
+        return "\n".join(filter(None, lines))
+
+    def _costs(self) -> str:
+        if self.inference_flops is None or self.training_flops is None:
+            return ""
+        stages = [f"{cost:.4f} ({name})" for name, cost in self.training_flops.items()]
+        told = f"inference {self.inference_flops:.4f}; a training step {', '.join(stages)}"
+        return f"operations, as fractions of dense: {told}"
 
 
 _COUNTERS = ("drift", "skipped", "revived")
 
 
-def summarize(params: Any, opt_state: Any) -> Summary:
-    """What is pruned now, and what went wrong.
+def summarize(params: Any, opt_state: Any, flops: Mapping[str, float] | None = None) -> Summary:
+    """What is pruned now, what it costs, and what went wrong.
 
     Args:
       params: the params that the optimizer trains.
       opt_state: its state.
+      flops: what `jaxprune.flops.forward_flops` returned, for the costs.
 
     Returns:
       A `Summary`; print it for the table.
 
     Raises:
-      ValueError: if ``opt_state`` holds no pruning state.
+      ValueError: if ``opt_state`` holds no pruning state, or ``flops`` is not of these params.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -328,6 +349,8 @@ def summarize(params: Any, opt_state: Any) -> Summary:
       >>> summary = jaxprune.summarize(params, state)
       >>> summary.kept, summary.total, summary.leaves[0].dead_units
       (4, 8, 1)
+      >>> jaxprune.summarize(params, state, flops={"kernel": 16.0}).inference_flops
+      0.5
 
     References:
       original.
@@ -349,9 +372,14 @@ def summarize(params: Any, opt_state: Any) -> Summary:
                     units,
                 )
             )
+    phase = phase_of(opt_state)
     return Summary(
         tuple(rows),
-        phase_of(opt_state).name,
+        phase.name,
+        int(phase.step),
+        int(phase.length),
         int(states[0].prune_count),
         *(sum(int(getattr(s, f"prune_{name}")) for s in states) for name in _COUNTERS),
+        inference_flops=None if flops is None else float(inference_cost(opt_state, flops)),
+        training_flops=None if flops is None else stage_costs(opt_state, flops),
     )

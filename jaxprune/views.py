@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxprune.distributions import Stacked, stack_axes
 from jaxprune.selection import cut
 from jaxprune.trees import OutputAxis, output_axes
 from jaxprune.types import Leaves, Memory, Signals, View
@@ -75,15 +76,22 @@ hard = View(apply=_hard)
 """``e = m * w``. The parameters are the weights: nothing is stored beside the mask."""
 
 
-def living_units(mask: Leaves, output_axis: OutputAxis = None) -> dict[str, jax.Array]:
+def living_units(
+    mask: Leaves, output_axis: OutputAxis = None, stacked: Stacked = None
+) -> dict[str, jax.Array]:
     """Which output units (filters, neurons) of each leaf have a weight left.
 
     Args:
       mask: ``{path: bool array}``, True = kept.
-      output_axis: the axis that counts the outputs, where the default rule is wrong.
+      output_axis: the axis that counts the outputs, where the default rule is wrong. Where the rule
+        says the stack's own axis, it means its neighbour: the first or the last of a slice.
+      stacked: ``{pattern: axis}`` of scanned layers: each slice has units of its own.
 
     Returns:
-      ``{path: bool array}`` of length 1 along every axis but the outputs'.
+      ``{path: bool array}`` of length 1 along every axis but the outputs' and the stack's.
+
+    Raises:
+      ValueError: if an axis is out of range, or a pattern matches no path.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -94,14 +102,21 @@ def living_units(mask: Leaves, output_axis: OutputAxis = None) -> dict[str, jax.
     References:
       original.
     """
-    axes = output_axes(mask, output_axis)
+    units, stacks = output_axes(mask, output_axis), stack_axes(mask, stacked)
+    for path, stack in stacks.items():
+        if units[path] == stack:
+            units[path] = abs(stack - 1) if mask[path].ndim > 1 else stack
     return {
-        path: jnp.any(m, axis=[a for a in range(m.ndim) if a != axes[path]], keepdims=True)
+        path: jnp.any(m, axis=_others(m, units[path], stacks.get(path)), keepdims=True)
         for path, m in mask.items()
     }
 
 
-def guard(output_axis: OutputAxis = None) -> Memory:
+def _others(array: jax.Array, *axes: int | None) -> list[int]:
+    return [axis for axis in range(array.ndim) if axis not in axes]
+
+
+def guard(output_axis: OutputAxis = None, stacked: Stacked = None) -> Memory:
     """Remembers under ``"alive"`` which output units have a weight left: a guard against collapse.
 
     Under batch norm a filter without a kept weight outputs 0, its variance is 0, and the backward
@@ -110,6 +125,7 @@ def guard(output_axis: OutputAxis = None) -> Memory:
 
     Args:
       output_axis: the axis that counts the outputs, where the default rule is wrong.
+      stacked: ``{pattern: axis}`` of scanned layers: each slice has units of its own.
 
     Returns:
       The memory ``{"alive": living units}``, renewed at each refresh.
@@ -126,6 +142,6 @@ def guard(output_axis: OutputAxis = None) -> Memory:
     """
 
     def remember(mask: Leaves) -> Leaves:
-        return {"alive": living_units(mask, output_axis)}
+        return {"alive": living_units(mask, output_axis, stacked)}
 
     return Memory(init=remember, update=lambda signals: remember(signals.mask))

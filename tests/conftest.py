@@ -29,7 +29,7 @@ import pytest
 
 DEVICES = int(os.environ.get("JAXPRUNE_TEST_DEVICES", "1"))
 REPORTS = os.environ.get("JAXPRUNE_TEST_REPORTS")
-CHILD_SECONDS = 900
+CHILD_SECONDS = 1500
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

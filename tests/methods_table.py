@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import tiny
@@ -19,33 +20,72 @@ STEPS = 6
 TARGET = {"body/kernel": 10, "head/kernel": 12}  # round(0.3 * 32), round(0.3 * 40); 22 together
 
 
+RAMPED = (("ramp", RAMP), ("every", EVERY))
+GROUPS = (("n", 1), ("m", 4))
+
+
 class Row(NamedTuple):
     """What the battery has to know of a method."""
 
     method: Callable[..., Any]
-    ramp: bool = True  # takes `ramp` and `every`; without it, the masks are drawn at once
-    by_leaf: bool = False  # each leaf has a count of its own, as in `TARGET`
-    magnitude: bool = True  # masks rank |w|
-    gradients: bool = False  # masks rank by gradients, so it cannot stand last in a chain
+    values: tuple[tuple[str, Any], ...] = RAMPED  # what it is given beside a sparsity
+    by_leaf: bool = False  # each leaf has a count of its own, as in `target`
+    magnitude: bool = True  # the last masks rank |w| alone
+    gradients: bool = False  # it reads gradients, so it cannot stand last in a chain
+    refreshes: bool = True  # masks change after the first update, too
+    grows: bool = False  # pruned weights come back, at 0 until they have a gradient
+    dense_after: tuple[int, ...] = ()  # updates after which everything is kept
+    swapping_after: tuple[int, ...] = ()  # updates after which some are dropped, others not grown
+    explores_after: tuple[int, ...] = ()  # updates after which the network seen is dense
 
     def __call__(self, inner: Any, **values: Any) -> Any:
-        return self.method(inner, **({"sparsity": SPARSITY} | self.times | values))
+        return self.method(inner, **self.given(**values))
+
+    def given(self, **values: Any) -> dict[str, Any]:
+        """The keyword values of a call; without a sparsity where N:M says it."""
+        found = {"sparsity": SPARSITY} | self.times | values
+        return {name: found[name] for name in found if name != "sparsity" or self.takes(name)}
 
     @property
     def times(self) -> dict[str, Any]:
-        return {"ramp": RAMP, "every": EVERY} if self.ramp else {}
+        return dict(self.values)
+
+    @property
+    def ramp(self) -> bool:
+        return "ramp" in self.times
 
     def takes(self, argument: str) -> bool:
         return argument in inspect.signature(self.method).parameters
+
+    @property
+    def target(self) -> dict[str, int]:
+        """Entries of each leaf that are kept in the end."""
+        if self.takes("sparsity"):
+            return TARGET
+        return {path: self.kept_of(tiny.size(path), SPARSITY) for path in TARGET}
+
+    def kept_of(self, total: int, sparsity: float) -> int:
+        """Entries of so many that are kept in the end."""
+        if self.takes("sparsity"):
+            return round(total * (1 - sparsity))
+        return total * self.times["n"] // self.times["m"]
 
     def kept(self, n: int) -> dict[str, int]:
         """Entries kept after update n: of each leaf, or over the tree."""
 
         def at(total: int, target: int) -> int:
-            return tiny.scheduled(total, target, n, RAMP[1], EVERY) if self.ramp else target
+            if n in self.dense_after:
+                return total
+            if n in self.swapping_after:
+                return target - int(SWAPPED * target)
+            if not self.ramp:
+                return target
+            count = tiny.scheduled(total, target, n, RAMP[1], EVERY)
+            groups = 1 if self.takes("sparsity") else total // self.times["m"]
+            return -(-count // groups) * groups
 
         if self.by_leaf:
-            return {path: at(tiny.size(path), target) for path, target in TARGET.items()}
+            return {path: at(tiny.size(path), target) for path, target in self.target.items()}
         return {"*": at(sum(map(tiny.size, TARGET)), sum(TARGET.values()))}
 
     def kept_as_scheduled(self, state: Any, n: int) -> None:
@@ -54,18 +94,66 @@ class Row(NamedTuple):
         assert (found if self.by_leaf else {"*": sum(found.values())}) == self.kept(n)
         assert int(optax.tree.get(state, "prune_count")) == n
 
+    def first_entries(self) -> np.ndarray:
+        """The mask of equal scores, leaf after leaf: the lower index wins."""
+        if not self.takes("sparsity"):  # groups lie along the rows
+            rows = [np.arange(tiny.SHAPES[part]["kernel"][0]) for part in ("body", "head")]
+            firsts = [row % self.times["m"] < self.times["n"] for row in rows]
+            return np.concatenate([np.repeat(firsts[0], 8), np.repeat(firsts[1], 5)])
+        if self.by_leaf:
+            return np.concatenate([np.arange(tiny.size(p)) < k for p, k in TARGET.items()])
+        return np.arange(72) < sum(TARGET.values())
+
     def check(self, params: Any, state: Any, n: int) -> None:
         """After update n: exact counts, exact support, and `verify` has nothing to say."""
         self.kept_as_scheduled(state, n)
-        on_support(params, state)
+        if n not in self.explores_after:
+            on_support(params, state, whole=not self.grows)
         jaxprune.verify(params, state)
 
+
+SWAPPED = 0.3
+STAGES = (("measure_steps", 2), ("improve_steps", 1), ("explore_steps", 2), ("stop", 5))
+SWAPS = (("every", EVERY), ("stop", 5))
+TURNS = (("begin", 1), ("sparse_steps", 1), ("dense_steps", 2), ("stop", 4))
 
 METHODS = {
     "gradual_magnitude": Row(jaxprune.gradual_magnitude, by_leaf=True),
     "magnitude_attention": Row(jaxprune.magnitude_attention),
     "straight_through": Row(jaxprune.straight_through),
-    "static": Row(jaxprune.static, ramp=False, magnitude=False),
+    "static": Row(jaxprune.static, (), magnitude=False, refreshes=False),
+    "rigl": Row(jaxprune.rigl, SWAPS, magnitude=False, gradients=True, grows=True),
+    "sparse_evolution": Row(jaxprune.sparse_evolution, SWAPS, magnitude=False, grows=True),
+    "snip": Row(
+        jaxprune.snip,
+        (("min_density", 0.05),),  # a zero leaf has no saliency
+        magnitude=False,
+        gradients=True,
+        refreshes=False,
+    ),
+    "granet": Row(jaxprune.granet, gradients=True, grows=True),
+    "acdc": Row(
+        jaxprune.acdc,
+        (*TURNS, ("distribution", "uniform")),
+        by_leaf=True,
+        grows=True,
+        dense_after=(2, 3),
+    ),
+    "n_of_m": Row(jaxprune.n_of_m, (*GROUPS, ("every", EVERY)), by_leaf=True, refreshes=False),
+    "n_of_m, gradual and straight-through": Row(
+        jaxprune.n_of_m, (*GROUPS, *RAMPED, ("view", "straight_through")), by_leaf=True
+    ),
+    "prune_and_grow": Row(
+        jaxprune.prune_and_grow,
+        (*STAGES, ("distribution", "uniform"), ("swap_fraction", (SWAPPED, SWAPPED))),
+        by_leaf=True,
+        magnitude=False,
+        gradients=True,
+        grows=True,
+        swapping_after=(2, 3, 4),
+        explores_after=(3, 4),
+    ),
+    "sr_ste": Row(jaxprune.sr_ste, (*GROUPS, ("every", EVERY)), by_leaf=True, gradients=True),
 }
 
 every_method = pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)

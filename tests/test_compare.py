@@ -9,7 +9,7 @@ import pytest
 from small_runs import small_run
 
 import jaxprune
-from experiments import compare, data, demo, models, optimizers, report, training
+from experiments import compare, data, demo, models, optimizers, plots, report, training
 
 # The recipes are user code, under JAX's own rules; orbax and Flax do not keep the strict ones.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -78,8 +78,53 @@ def test_shuffled_without_what_it_shuffles_is_an_error(data_dir, tmp_path):
 
 
 def test_an_unknown_method_is_named(data_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"`methods` must be among dense, .*, got \['rigle'\]"):
+    with pytest.raises(ValueError, match=r"`methods` must be among dense, .*, got 'rigle'"):
         compare.compare(small_run(data_dir), tmp_path, methods=["rigle"], sparsities=[0.8], seeds=1)
+
+
+def test_masks_must_keep_what_was_asked_for_and_params_no_more():
+    compare._check_count({"kept": 9, "total": 100}, 0.9, 0.9)  # one grew in a dead unit
+    for kept, of_masks in ((11, 0.9), (10, 0.89), (9, 0.91)):
+        with pytest.raises(ValueError, match=r"`params` must keep 10 weights at 0\.9, got"):
+            compare._check_count({"kept": kept, "total": 100}, 0.9, of_masks)
+
+
+def test_values_after_a_name_replace_those_of_the_method(data_dir):
+    experiment = compare.Experiment(small_run(data_dir))
+    found = experiment.recipe("prune_and_grow_without_exploring:measure_steps=7", 0.8).method
+    assert (found.explore_steps, found.measure_steps, found.sparsity) == (0, 7, 0.8)
+    with pytest.raises(KeyError, match="explore"):
+        experiment.recipe("rigl:explore_steps=7", 0.8)
+
+
+def test_equal_flops_mean_more_updates_of_what_costs_less():
+    cost = {"gradual_magnitude": 0.3, "rigl": 0.2, "random": 0.01, "prune_and_grow": 0.6}
+    rows = [{"method": name, "target": 0.9, "training_flops": c} for name, c in cost.items()]
+    longer = {
+        name: compare._steps_at_equal_flops(rows, f"{name}@gradual_magnitude", 0.9) for name in cost
+    }
+    assert longer == pytest.approx(
+        {"gradual_magnitude": 1, "rigl": 1.5, "random": 4, "prune_and_grow": 0.5}
+    )
+    assert compare._steps_at_equal_flops(rows, "rigl", 0.9) == 1
+    with pytest.raises(ValueError, match="must name rigl before rigl@gradual_magnitude, got no"):
+        compare._steps_at_equal_flops(rows[:1], "rigl@gradual_magnitude", 0.9)
+
+
+def test_masks_are_taken_when_they_change(data_dir):
+    experiment = compare.Experiment(small_run(data_dir))
+    changes = experiment.masks("rigl:every=8", 0.8)
+    assert [step for step, _ in changes] == [1, 8, 16, 24]  # none comes at `stop`, update 30
+    assert {int(mask.sum()) for _, mask in changes} == {148}
+
+
+def test_how_long_grown_weights_stay_is_averaged_over_growths():
+    rows = ([1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1])
+    changes = [(10 * step, np.array(row, bool)) for step, row in enumerate(rows)]
+    moved = plots.after_growth(changes)
+    assert [step for step, _ in moved] == [0, 20, 30, 40]  # only pruned at 10
+    assert plots.survival(moved) == [(0, 1.0), (10, 1.0), (20, 0.0)]
+    assert plots.overlap(moved[0][1], moved[1][1]) == pytest.approx(1 / 3)
 
 
 def scored(**accuracies):
@@ -99,6 +144,32 @@ def test_findings_claim_no_more_than_the_numbers():
     )
     verdicts = [sentence.rsplit(": ")[-1] for sentence in report.findings(rows)]
     assert verdicts == ["ahead", "behind", "not told apart"]
+
+
+def test_findings_compare_like_with_like():
+    names = (
+        "random",
+        "prune_and_grow",
+        "magnitude_attention",
+        "rigl@random",
+        "prune_and_grow@random",
+    )
+    found = report.findings(scored(**dict.fromkeys(names, (0.5, 0.6))))
+    assert [sentence.split(": ")[1].split(" = ")[0] for sentence in found] == [
+        "prune_and_grow - random",
+        "magnitude_attention - random",
+        "magnitude_attention - prune_and_grow",
+        "prune_and_grow@random - random",
+        "prune_and_grow@random - rigl@random",
+    ]
+
+
+def test_flops_stand_in_the_table_where_they_were_counted():
+    run = scored(random=(0.5,))[0]
+    new = run | {"seed": 1, "training_flops": 0.25, "inference_flops": 0.125}
+    assert report.table([run, new]).splitlines()[-1].endswith("| 2 | 0.250, 0.125 |")
+    other = run | {"method": "rigl"}
+    assert report.table([new, other]).splitlines()[-1] == "| rigl | 50.0 | 1 | - |"
 
 
 def test_a_table_of_several_sparsities_leaves_gaps_visible():

@@ -17,9 +17,7 @@ import tiny
 from methods_table import (
     CORE,
     EVERY,
-    SPARSITY,
     STEPS,
-    TARGET,
     Row,
     adamw,
     begin,
@@ -51,7 +49,7 @@ FROZEN = {"body": {"kernel": "train", "bias": "frozen"}, "head": {"kernel": "tra
 
 def injected(row: Row) -> Any:
     method = optax.inject_hyperparams(row.method, static_args=tuple(row.times))
-    return method(theirs(adamw()), sparsity=SPARSITY, **row.times)
+    return method(theirs(adamw()), **row.given())
 
 
 def strict(row: Row, inner: Any = None) -> Any:
@@ -147,9 +145,7 @@ def test_equal_scores_keep_the_first(row: Row) -> None:
         row.check(params, state, n)
     if row.magnitude:
         flat = np.concatenate([mask.ravel() for mask in tiny.masks_of(state).values()])
-        rank = np.concatenate([np.arange(32), np.arange(40)]) if row.by_leaf else np.arange(72)
-        count = np.repeat(list(TARGET.values()), [32, 40]) if row.by_leaf else 22
-        np.testing.assert_array_equal(flat, rank < count)
+        np.testing.assert_array_equal(flat, row.first_entries())
 
 
 @one_program
@@ -169,14 +165,14 @@ def test_nan_gradients_at_a_refresh_change_no_mask_that_reads_them(row: Row) -> 
     params, state = step(params, state, push=nan)
     refreshed, skipped = tiny.saved(jaxprune.get_masks(state)), int(state.prune_skipped)
     copies = state.prune_spec.parts.view.copy  # then masks rank the weights after the update
-    assert skipped == (row.ramp and (copies or row.gradients))
+    assert skipped == (row.refreshes and (copies or row.gradients))
     for _ in range(STEPS - 2):
         params, state = step(params, state)
         tiny.same_bits(tiny.saved(jaxprune.get_masks(state)), refreshed)
         for path, mask in tiny.masks_of(state).items():
             module, name = path.split("/")
             assert not tiny.bits(params[module][name])[~mask].any()
-    assert (int(state.prune_skipped) > skipped) == row.ramp
+    assert (int(state.prune_skipped) > skipped) == row.refreshes
 
 
 @one_program

@@ -22,7 +22,7 @@ MODULES = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(jaxprune.__path__, "jaxprune.")
 ]
-TOOLBOXES = ("masks", "schedules", "distributions", "scores", "views")
+TOOLBOXES = ("flops", "masks", "schedules", "distributions", "scores", "views")
 
 # These read a state or move leaves about: there is no idea in them to give a source for.
 WITHOUT_SOURCE = ("jaxprune.types", "jaxprune.trees", "jaxprune.readers", "jaxprune.report")

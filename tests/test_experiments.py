@@ -157,6 +157,8 @@ def test_a_method_refuses_values_it_does_not_have():
 def test_shares_of_the_training_become_updates():
     found = optimizers.in_updates(common.method("magnitude_attention"), 1280)
     assert found["ramp"] == (0, 960) and found["exploit_at"] == 1067
+    found = optimizers.in_updates(common.method("rigl", every=8), 1280)
+    assert found["stop"] == 960 and found["every"] == 8
 
 
 def test_the_learning_rate_warms_up_and_drops_where_the_recipe_says():

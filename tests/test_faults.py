@@ -15,7 +15,7 @@
 | 20 | something chained after | test_checks |
 | 21, 22, 23 | MultiSteps, skipped steps, wrappers outside | test_contract, here |
 | 24 | every optimizer | test_contract; all of optax by `make compat` |
-| 25 | steps of regrown weights | methods that grow; none here grows a hard mask |
+| 25 | steps of regrown weights | test_family |
 | 26, 27, 28 | N:M and blocks that do not fit | test_masks, test_masks_patterns |
 | 30, 31 | a layer pruned to nothing | here, test_report, test_distributions |
 | 32 | ramps and intervals that cannot be | here, test_schedules |
@@ -44,11 +44,10 @@ from tiny import Loop, theirs, updater
 import jaxprune
 
 HALF = {"sparsity": 0.5, "ramp": (0, 2), "every": 1}
-ramped = pytest.mark.parametrize(
-    "row",
-    [row for row in METHODS.values() if row.ramp],
-    ids=[n for n in METHODS if METHODS[n].ramp],
-)
+SIZED = {name: row for name, row in METHODS.items() if row.takes("sparsity")}  # N:M says it itself
+RAMPED = {name: row for name, row in SIZED.items() if row.ramp}
+every_sized = pytest.mark.parametrize("row", SIZED.values(), ids=SIZED)
+ramped = pytest.mark.parametrize("row", RAMPED.values(), ids=RAMPED)
 
 
 def spaced(*shape: int) -> Any:
@@ -57,7 +56,7 @@ def spaced(*shape: int) -> Any:
     return jnp.asarray(numbers * (-1) ** np.arange(numbers.size).reshape(shape), jnp.float32)
 
 
-@every_method
+@every_sized
 @pytest.mark.parametrize(
     ("sparsity", "hint"),
     [
@@ -74,7 +73,7 @@ def test_1_a_sparsity_out_of_range_is_refused(row: Row, sparsity: float, hint: s
         row(optax.sgd(0.1), sparsity=sparsity)
 
 
-@every_method
+@every_sized
 def test_4_sparsity_0_is_the_plain_optimizer(row: Row) -> None:
     bare = theirs(optax.adamw(0.05, weight_decay=0.1))
     a = b = tiny.params()
@@ -107,7 +106,7 @@ def test_6_the_first_of_two_patterns_wins_and_the_plan_shows_it() -> None:
     assert found == {"body/kernel": 0.5, "head/kernel": 0.25}
 
 
-@every_method
+@every_sized
 def test_7_a_typo_in_an_override_is_refused_with_near_paths(row: Row) -> None:
     with pytest.raises(ValueError, match=r"`overrides` must match.*did you mean 'head/kernel'"):
         row(optax.sgd(0.1), overrides={"hed/kernel": 0.5}).init(tiny.params())
@@ -169,7 +168,7 @@ def test_19_zeros_are_exact_over_a_thousand_steps(row: Row) -> None:
     tx = row(theirs(optax.adamw(0.05, b1=0.95, weight_decay=0.1)))
     off, cut = _walk(tx, tiny.params(), tx.init(tiny.params()))
     assert not np.asarray(off).any()
-    assert (np.asarray(cut)[4:] == 72 - 22).all()
+    assert (np.asarray(cut)[4:] == 72 - sum(row.target.values())).all()
 
 
 def _walk(tx: Any, params: Any, state: Any) -> Any:
@@ -214,7 +213,7 @@ def test_23_masked_outside_prunes_what_it_is_given(row: Row) -> None:
     state = tx.init(params)
     for n in range(5):
         params, state = step(tiny.normal(n), state, params)
-    assert tiny.kept(state) == {"head/kernel": 20}
+    assert tiny.kept(state) == {"head/kernel": row.kept_of(40, 0.5)}
     tiny.on_support(params, state)
     jaxprune.verify(params, state)
 
@@ -277,7 +276,7 @@ def test_33_the_step_counter_saturates(row: Row) -> None:
     for n in range(3):
         params, state = step(tiny.normal(n), state, params)
         assert int(state.prune_count) == 2**31 - 1
-        assert sum(tiny.kept(state).values()) == 22
+        assert sum(tiny.kept(state).values()) == sum(row.target.values())
         tiny.on_support(params, state)
         jaxprune.verify(params, state)
 
@@ -316,8 +315,8 @@ def test_45_scanned_layers_under_remat_end_on_target(row: Row) -> None:
     step, grad, state = updater(tx), jax.jit(jax.grad(loss)), tx.init(params)
     for _ in range(5):
         params, state = step(grad(params), state, params)
-    tiny.on_support(params, state)
-    assert sum(tiny.kept(state).values()) == 28
+    tiny.on_support(params, state, whole=not row.grows)
+    assert sum(tiny.kept(state).values()) == row.kept_of(56, 0.5)
 
 
 @every_method

@@ -30,6 +30,7 @@ FLOORS = {
     "jaxprune.transform": 4,
     "jaxprune.checks": 5,
     "jaxprune.readers": 5,
+    "jaxprune.flops": 5,
     "jaxprune.methods": 5,
     "jaxprune.methods.common": 3,
     "jaxprune.methods.groups": 3,

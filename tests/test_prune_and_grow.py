@@ -1,7 +1,7 @@
 """Prune and grow (IEE): its five stages against NumPy, and what must not move in which."""
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def test_masks_change_at_the_two_events_only_and_by_the_magnitude_of_new_weights
 
 def test_taylor_ranks_by_the_mean_of_w_times_g_over_the_stage() -> None:
     def push(n: int) -> Any:
-        tree = tiny.normal(100 + n)
+        tree: Any = tiny.normal(100 + n)
         if n == 1:  # an entry of one step that is no number is left out of its mean
             tree["body"]["kernel"] = tree["body"]["kernel"].at[0, 0].set(jnp.nan)
         return tree
@@ -229,7 +229,7 @@ def test_nothing_swapped_is_training_under_fixed_masks() -> None:
     trail = run(method(swap_fraction=(0.0, 0.0), explore_steps=0))
     masks = jaxprune.get_masks(trail[1][1])
     params, tx = trail[1][0], jaxprune.static(momentum(), masks=masks)
-    loop, state = Loop(tx, compiler_options=tiny.quick()), tx.init(params)
+    loop, state = Loop(tx, compiler_options=tiny.quick()), cast("Any", tx.init(params))
     state = state._replace(prune_inner=trail[1][1].prune_inner, prune_count=jnp.int32(1))
     params, state = tiny.saved((params, state))
     for _ in range(STEPS - 1):

@@ -172,3 +172,93 @@ def test_a_schedule_of_ones_own_is_planned_by_its_grid() -> None:
     ramp = schedules.linear(0, 8, 0.5)
     plan = jaxprune.plan(gradual(sparsity=ramp, ramp=None, every=3), tiny.params())
     assert (plan.steps, plan.kept) == ((3, 6, 8), 36)
+
+
+def swapping(**values: Any) -> Any:
+    """Prune-and-grow with cycles of 9 updates: two of them, and then it trains."""
+    lengths = {"measure_steps": 2, "improve_steps": 3, "explore_steps": 4, "stop": 20}
+    return jaxprune.prune_and_grow(optax.sgd(0.1), **{"sparsity": 0.5} | lengths | values)
+
+
+def test_a_plan_counts_what_is_kept_once_grown_weights_have_replaced_dropped_ones() -> None:
+    methods = (
+        swapping(),
+        jaxprune.rigl(optax.sgd(0.1), sparsity=0.5, every=4, stop=14),
+        jaxprune.sparse_evolution(optax.sgd(0.1), sparsity=0.5, every=4, stop=14),
+    )
+    for tx in methods:
+        plan = jaxprune.plan(tx, tiny.params())
+        ends = {leaf.path: leaf.kept_end for leaf in plan.leaves if leaf.pruned}
+        state, params = tx.init(tiny.params()), tiny.params()
+        _, state = updater(tx)(tiny.normal(3), state, params)
+        assert ends == tiny.kept(state) and plan.kept == 36
+        assert {leaf.density_now for leaf in plan.leaves} == {None}
+        assert str(plan).count("at the first update") == 2
+    together = jaxprune.plan(swapping(ranking="global"), tiny.params())
+    assert together.kept == 36
+    assert {leaf.kept_end for leaf in together.leaves} == {None}
+    given = {"body": {"kernel": jnp.arange(32).reshape(4, 8) < 8}}
+    plan = jaxprune.plan(swapping(sparsity=None, start=given), tiny.params())
+    now = {leaf.path: (leaf.density_now, leaf.kept_end) for leaf in plan.leaves if leaf.pruned}
+    assert now == {"body/kernel": (0.25, 8)}
+
+
+@pytest.mark.parametrize(
+    ("tx", "steps", "told"),
+    [
+        (swapping(), (1, 2, 9, 11, 18), "5 changes of masks, after update 1, 2, 9, 11, 18\n"),
+        (
+            swapping(stop=27),
+            (1, 2, 9, 11, 18, 20, 27),
+            "7 changes of masks, after update 1, 2, 9, 11, 18, ..., 27\n",
+        ),
+        (jaxprune.static(None, sparsity=0.5), (1,), "1 change of masks, after update 1\n"),
+        (
+            jaxprune.straight_through(None, sparsity=0.5, ramp=(0, 20)),
+            (16, 20, 32),
+            "masks change after updates 16, 20, 32, and so on without end\n",
+        ),
+    ],
+)
+def test_a_plan_tells_the_steps_of_masks(tx: Any, steps: Any, told: str) -> None:
+    plan = jaxprune.plan(tx, tiny.params())
+    assert plan.steps == steps
+    assert told in str(plan)
+
+
+def test_a_summary_tells_how_far_a_phase_is() -> None:
+    state = swapping().init(tiny.params())
+    for step, name, within, length in ((7, "explore", 2, 4), (11, "improve", 0, 3)):
+        summary = jaxprune.summarize(tiny.params(), state._replace(prune_count=jnp.int32(step)))
+        assert (summary.phase, summary.phase_step, summary.phase_length) == (name, within, length)
+        told = f"after update {step}, phase '{name}', step {within} of {length}\n"
+        assert str(summary).startswith(told)
+    summary = jaxprune.summarize(tiny.params(), state._replace(prune_count=jnp.int32(30)))
+    assert summary.phase_length == -1
+    assert str(summary).startswith("after update 30, phase 'train'\n")
+
+
+def test_a_summary_tells_what_the_network_and_its_training_cost() -> None:
+    masks = {
+        "body": {"kernel": jnp.ones((4, 8), bool).at[:, :4].set(False)},
+        "head": {"kernel": jnp.ones((8, 5), bool)},
+    }
+    flops, kept = {"body/kernel": 60.0, "head/kernel": 20.0}, (60 / 2 + 20) / 80
+    state = swapping(sparsity=None, start=masks).init(tiny.params())
+    summary = jaxprune.summarize(tiny.params(), state, flops=flops)
+    explore = (3 - kept) / 3
+    assert summary.inference_flops == pytest.approx(kept)
+    assert summary.training_flops == pytest.approx(
+        {"measure": kept, "improve": kept, "explore": explore, "train": kept}
+    )
+    told = (
+        "operations, as fractions of dense: inference 0.6250; a training step 0.6250 (measure), "
+        "0.6250 (improve), 0.7917 (explore), 0.6250 (train)"
+    )
+    assert told in str(summary).splitlines()
+    rigl = jaxprune.rigl(optax.sgd(0.1), sparsity=None, start=masks, every=4, stop=14)
+    found = jaxprune.summarize(tiny.params(), rigl.init(tiny.params()), flops).training_flops
+    assert found == pytest.approx({"train": kept, "mask step": (2 * kept + 1) / 3})
+    plain = jaxprune.summarize(tiny.params(), state)
+    assert (plain.inference_flops, plain.training_flops) == (None, None)
+    assert "operations" not in str(plain)

@@ -25,6 +25,7 @@ from jaxprune.schedules import (
     steps_due,
     timeline,
 )
+from jaxprune.schedules.moments import foreseen, last_step
 from jaxprune.schedules.numbers import checked_share, decimal
 
 SHAPES = ("cubic", "linear", "geometric", "constant")
@@ -202,6 +203,26 @@ def test_the_steps_of_any_function_can_be_listed():
     assert steps_due(lambda n: n % 7 == 0, 30) == [7, 14, 21, 28]
     assert steps_due(lambda n: n % 7 == 0, 0) == []
     assert steps_due(every(9), 30) == [9, 18, 27]
+
+
+def test_a_moment_tells_its_last_step():
+    assert [last_step(when) for when in (every(4, 0, 10), every(4), once(7))] == [10, None, 7]
+    assert (every(4, 0, 10).last, every(4).last) == (10, None)
+    assert last_step(either(every(4, 0, 10), either(once(30)))) == 30
+    assert last_step(either(every(4), once(30))) is None
+    assert last_step(either(once(3), lambda n: n == 9)) is None
+    assert last_step(either()) == 0
+    assert last_step(lambda n: n == 9) is None
+
+
+def test_the_steps_of_a_moment_are_foreseen_as_far_as_it_tells():
+    assert foreseen(every(4, 0, 10)) == [4, 8, 10]
+    assert foreseen(once(7)) == [7]
+    assert foreseen(every(4)) == [4, 8]
+    assert foreseen(every(4, 10)) == [10, 14, 18]
+    assert foreseen(either(once(3), either(every(10, 0, 30)))) == [3, 10, 20, 30]
+    assert foreseen(either(once(30), every(20))) == [20, 30, 40]
+    assert foreseen(lambda n: n == 9) == foreseen(either()) == []
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.booleans(), st.integers(0, 60))

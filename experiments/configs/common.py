@@ -5,6 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 _RAMP = {"sparsity": 0.9, "ramp": (0.0, 0.75), "every": 16, "distribution": "global"}
+_ERK = {"sparsity": 0.9, "distribution": "erk", "seed": 0}
+_DROP_AND_GROW = {**_ERK, "stop": 0.75, "every": 32, "drop_fraction": 0.3}
 
 METHODS = {
     "dense": {},
@@ -19,10 +21,28 @@ METHODS = {
     },
     "straight_through": {**_RAMP, "dead_units": "hold"},
     "gradual_magnitude": _RAMP,
-    "static": {"sparsity": 0.9, "distribution": "erk", "seed": 0},
+    "static": _ERK,
+    "prune_and_grow": {
+        **_ERK,
+        "stop": 0.75,
+        "measure_steps": 20,
+        "improve_steps": 20,
+        "explore_steps": 20,
+        "swap_fraction": (0.3, 0.05),
+        "importance": "magnitude",
+        "ranking": "leaf",
+        "reactivate_from": "recent",
+        "grow_from": "explored",
+        "freeze_kept": True,
+        "freeze_rest": False,
+    },
+    "rigl": _DROP_AND_GROW,
+    "sparse_evolution": _DROP_AND_GROW,
 }
-"""The values of each method; ``ramp`` and ``exploit_at`` are shares of the training. All rank over
-the whole network, so that a comparison shows the method and not the budget of layers."""
+"""The values of each method; ``ramp``, ``exploit_at`` and ``stop`` are shares of the training,
+periods are in updates. Methods that end in masks of their own choice rank over the whole network,
+and those that start sparse share ERK densities, so that a comparison shows the method and not the
+budget of layers."""
 
 
 def method(name: str, **values: Any) -> ConfigDict:

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.distributions.densities import checked_overrides, erk, uniform
 from jaxprune.distributions.filling import Filling, Kind, Shapes, number, rounded
+from jaxprune.distributions.stacking import Layers, stack_axes
 from jaxprune.schedules.numbers import checked_share, decimal
 from jaxprune.schedules.ramps import Ramp
 from jaxprune.trees import Tree, by_path, by_pattern
@@ -30,6 +32,10 @@ class Budget:
     The denominator is all prunable entries, those of leaves with an override included. Global and
     ERK counts add up to round(N (1 - s)), ERK by largest remainder; uniform rounds each leaf.
 
+    Each slice of a leaf that is declared ``stacked`` is a layer of its own, of the slice's shape,
+    named ``path[i]``; its count is one of an array of counts. Under a global ranking, where layers
+    have no counts of their own, a stacked leaf is ranked, and floored, as a whole.
+
     At the ramp's initial sparsity s_0 an override o is scaled down to o s_0 / s: it comes as the
     whole tree does. Under any other schedule it holds from the first step.
 
@@ -42,10 +48,13 @@ class Budget:
         replaces that of its leaf, and nothing is spread again.
       min_density: what every leaf without an override keeps at least. The others keep less for it,
         so that the total stands; but not beside densities given by hand, nor where it is traced.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own. A
+        function of shapes sees them as ``path[i]``; densities may be given for those, or for the
+        path and so for all its slices. Overrides match paths and hold for all slices.
 
     Raises:
-      ValueError: if a sparsity or density is out of range, the distribution is not known, or a tree
-        of densities has no ramp.
+      ValueError: if a sparsity or density is out of range, the distribution is not known, a tree
+        of densities has no ramp; or, at a call, a pattern matches no path or an axis is none.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -63,6 +72,7 @@ class Budget:
     distribution: Distribution = dataclasses.field(default="global", hash=False)
     overrides: Any = None
     min_density: float = 0.0
+    stacked: Any = None
 
     def __post_init__(self) -> None:
         """Checks the values and brings them into a form that can be hashed."""
@@ -70,6 +80,7 @@ class Budget:
         floor = checked_share("min_density", self.min_density, whole=True)
         object.__setattr__(self, "overrides", tuple(overrides.items()))
         object.__setattr__(self, "min_density", floor)
+        object.__setattr__(self, "stacked", tuple(dict(self.stacked or {}).items()))
         object.__setattr__(self, "distribution", self._checked_distribution())
 
     def _checked_distribution(self) -> Distribution:
@@ -95,14 +106,15 @@ class Budget:
 
         Returns:
           ``{path: int32}``; if the distribution is global the leaves without an override share the
-          path "*".
+          path "*". The counts of a stacked leaf have its rank: L along the stack, 1 elsewhere.
         """
-        shapes, ramp = _shapes(signals.mask), self.schedule
+        layers, ramp = self._layers(_shapes(signals.mask)), self.schedule
         if not isinstance(ramp, Ramp):
             now = jnp.asarray(ramp(signals.step), jnp.float32)
-            return {path: _int32(count) for path, count in self._counts(shapes, now).items()}
-        start = self._counts(shapes, ramp.initial, _way_at_start(ramp))
-        end, progress = self._counts(shapes, ramp.sparsity), ramp.progress(signals.step)
+            return _gathered(layers, self._counts(layers, now))
+        start = _gathered(layers, self._counts(layers, ramp.initial, _way_at_start(ramp)))
+        end = _gathered(layers, self._counts(layers, ramp.sparsity))
+        progress = ramp.progress(signals.step)
         return {path: _between(start[path], end[path], progress) for path in end}
 
     def at_end(self, leaves: Mapping[str, Any]) -> dict[str, int]:
@@ -113,14 +125,16 @@ class Budget:
             distribution does not look at shapes.
 
         Returns:
-          ``{path: int}``, with the paths that a call gives.
+          ``{path: int}``, with the paths that a call gives; of a stacked leaf the sum.
 
         Raises:
           ValueError: if the schedule is no ramp, or its sparsity is traced.
         """
         if not isinstance(self.schedule, Ramp) or isinstance(self.schedule.sparsity, jax.Array):
             raise ValueError(wrong("schedule", "be a ramp to a known sparsity", self.schedule))
-        return self._counts(_shapes(leaves), self.schedule.sparsity)
+        layers = self._layers(_shapes(leaves))
+        counts = layers.gathered(self._counts(layers, self.schedule.sparsity))
+        return {path: sum(each) for path, each in counts.items()}
 
     def floors(self, leaves: Mapping[str, Any]) -> dict[str, int]:
         """What each leaf keeps at least.
@@ -130,51 +144,67 @@ class Budget:
             distribution does not look at shapes.
 
         Returns:
-          ``{path: int}``, round(n min_density), and 0 for leaves with an override.
+          ``{path: int}``, round(n min_density), and 0 for leaves with an override; of a stacked
+          leaf the sum over its slices.
         """
-        shapes = _shapes(leaves)
-        overridden = by_pattern(dict(self.overrides), shapes, "overrides")
+        layers = self._layers(_shapes(leaves))
+        return {path: sum(each) for path, each in layers.gathered(self._floors(layers)).items()}
+
+    def _layers(self, shapes: Shapes) -> Layers:
+        """The layers with a count of their own, and the leaves that share one."""
+        arrays = {path: jax.ShapeDtypeStruct(shape, bool) for path, shape in shapes.items()}
+        axes = stack_axes(arrays, dict(self.stacked)) if shapes else {}
+        if self.distribution == "global":
+            overridden = by_pattern(dict(self.overrides), shapes, "overrides") if shapes else {}
+            axes = {path: axis for path, axis in axes.items() if path in overridden}
+        return Layers(shapes, axes)
+
+    def _floors(self, layers: Layers) -> dict[str, Any]:
+        overridden = by_pattern(dict(self.overrides), layers.whole, "overrides")
         share = number(self.min_density)
         return {
-            path: 0 if path in overridden else rounded(share * math.prod(shape))
-            for path, shape in shapes.items()
+            name: 0 if layers.paths[name] in overridden else rounded(share * math.prod(shape))
+            for name, shape in layers.shapes.items()
         }
 
-    def _counts(self, shapes: Shapes, sparsity: Any, way: Any = Fraction(1)) -> dict[str, Any]:
-        """Counts at a sparsity that lies some way from all kept to the target.
+    def _counts(self, layers: Layers, sparsity: Any, way: Any = Fraction(1)) -> dict[str, Any]:
+        """Counts of layers at a sparsity that lies some way from all kept to the target.
 
         Python integers where nothing is traced.
         """
+        shapes = layers.shapes
         if not shapes:
             return {}
-        floors = self.floors(shapes)
-        overrides = by_pattern(dict(self.overrides), shapes, "overrides")
-        fixed = {path: _on_the_way(1 - decimal(o), way) for path, o in overrides.items()}
+        floors = self._floors(layers)
+        overrides = layers.split(by_pattern(dict(self.overrides), layers.whole, "overrides"))
+        fixed = {name: _on_the_way(1 - decimal(o), way) for name, o in overrides.items()}
         if isinstance(self.distribution, str):
             traced = isinstance(self.min_density, jax.Array)
             known = dict.fromkeys(shapes, 0) if traced else floors
             kind: Any = self.distribution
             counts = Filling(shapes, kind, known, fixed).counts(sparsity)
         else:
-            given = {**self._by_hand(shapes, sparsity, way, overrides), **fixed}
-            counts = {path: rounded(given[path] * math.prod(shapes[path])) for path in shapes}
-        return {path: _at_least(count, floors.get(path, 0)) for path, count in counts.items()}
+            given = {**self._by_hand(layers, sparsity, way, overrides), **fixed}
+            counts = {name: rounded(given[name] * math.prod(shapes[name])) for name in shapes}
+        return {name: _at_least(count, floors.get(name, 0)) for name, count in counts.items()}
 
     def _by_hand(
-        self, shapes: Shapes, sparsity: Any, way: Any, overrides: Mapping[str, float]
+        self, layers: Layers, sparsity: Any, way: Any, overrides: Mapping[str, float]
     ) -> dict[str, Any]:
-        """Densities from a function or a tree, matched by path."""
+        """Densities from a function or a tree, matched by the layer's name or its leaf's path."""
         given: Any = self.distribution
+        shapes = layers.shapes
         if callable(given):
             if isinstance(sparsity, float) and sparsity == 0.0:
                 return dict.fromkeys(shapes, Fraction(1))
             leaves = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
             given, way = _checked_densities(by_path(given(leaves, sparsity))), Fraction(1)
-        paths = [path for path in shapes if path not in overrides]
-        for path in paths:
-            if path not in given:
-                raise ValueError(wrong("distribution", f"have a density for '{path}'", list(given)))
-        return {path: _on_the_way(number(given[path]), way) for path in paths}
+        given = {**layers.split(given), **given}
+        names = [name for name in shapes if name not in overrides]
+        for name in names:
+            if name not in given:
+                raise ValueError(wrong("distribution", f"have a density for '{name}'", list(given)))
+        return {name: _on_the_way(number(given[name]), way) for name in names}
 
 
 def _checked_densities(densities: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,8 +250,21 @@ def _int32(count: Count) -> jax.Array:
     return jnp.asarray(count, jnp.int32)
 
 
-def _between(start: Count, end: Count, progress: jax.Array) -> jax.Array:
+def _gathered(layers: Layers, counts: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Counts by path, those of a stack in one array."""
+    found = {}
+    for path, each in layers.gathered(counts).items():
+        if path not in layers.axes:
+            found[path] = _int32(each[0])
+        elif all(isinstance(count, int) for count in each):
+            _int32(max(each))
+            found[path] = jnp.asarray(np.reshape(each, layers.count_shape(path)), jnp.int32)
+        else:
+            found[path] = jnp.stack([*map(_int32, each)]).reshape(layers.count_shape(path))
+    return found
+
+
+def _between(start: jax.Array, end: jax.Array, progress: jax.Array) -> jax.Array:
     """The count on the way from start to end; exactly the end where progress is 1."""
-    start, end = _int32(start), _int32(end)
     dropped = jnp.round((start - end).astype(jnp.float32) * progress).astype(jnp.int32)
     return jnp.where(progress == 1, end, start - dropped)

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.masks.counting import Density, arrays, count_of, counts_of, sizes_of
+from jaxprune.masks.slices import largest_of_slices
 from jaxprune.selection import Ranked, keep_largest
 from jaxprune.trees import Tree, by_path, from_paths, uniform_like
 from jaxprune.types import REST, Count, Counts, wrong
@@ -148,7 +149,8 @@ def largest(
     Args:
       scores: ``{path: array}``, or `Ranked` leaves.
       counts: one number for all leaves together; or ``{path: number}``, where the leaves that are
-        not named share the number under the path "*".
+        not named share the number under the path "*". An array in place of a leaf's number, of its
+        rank and of length 1 along all axes but one, has a number for each slice along that axis.
       min_density: share of each leaf that shares a number which it keeps of its own highest, even
         where that is more than the number; what is left of it goes to the highest of all others.
 
@@ -156,7 +158,8 @@ def largest(
       ``{path: mask}``; where there are fewer candidates than the number, all of them are kept.
 
     Raises:
-      ValueError: if a leaf has no number, a number no leaf, or ``min_density`` is outside [0, 1].
+      ValueError: if a leaf has no number, a number no leaf, an array of numbers another shape, or
+        ``min_density`` is outside [0, 1].
 
     Examples:
       >>> import jax
@@ -165,10 +168,19 @@ def largest(
       >>> scores = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0, 2.0])}
       >>> jax.tree.map(lambda mask: mask.tolist(), largest(scores, {"b": 1, "*": 2}))
       {'a': [True, True], 'b': [False, True]}
+      >>> stack = jnp.array([[3.0, 4.0], [1.0, 2.0]])
+      >>> largest({"a": stack}, {"a": jnp.array([[2], [1]])})["a"].tolist()
+      [[True, True], [False, True]]
 
     References:
       Original.
     """
+    counts, sliced = _apart(scores, counts)
+    if sliced:
+        apart = largest_of_slices({p: _ranked(scores[p]) for p in sliced}, sliced)
+        others = {path: leaf for path, leaf in scores.items() if path not in sliced}
+        masks = apart | largest(others, counts, min_density)
+        return {path: masks[path] for path in scores}
     names, numbers = _groups(list(scores), counts)
     group_of = {path: names.index(path if path in names else REST) for path in scores}
     shared = {path: leaf for path, leaf in scores.items() if names[group_of[path]] == REST}
@@ -181,11 +193,25 @@ def largest(
     return {path: masks[path] | first[path] if path in first else masks[path] for path in scores}
 
 
+def _apart(scores: Mapping[str, Any], counts: Counts) -> tuple[Counts, dict[str, Any]]:
+    """The numbers of whole leaves, and those of slices: arrays of more than one."""
+    if not isinstance(counts, Mapping):
+        return counts, {}
+    sliced = {p: count for p, count in counts.items() if p in scores and jnp.size(count) != 1}
+    whole = {p: count for p, count in counts.items() if p not in sliced}
+    alone = {p: jnp.reshape(x, ()) for p, x in whole.items() if jnp.ndim(x) and p in scores}
+    return whole | alone, sliced
+
+
+def _ranked(leaf: Any) -> Ranked:
+    return leaf if isinstance(leaf, Ranked) else Ranked(jnp.asarray(leaf))
+
+
 def _kept(
     scores: Sequence[jax.Array | Ranked], counts: Sequence[Count], groups: Iterable[int]
 ) -> list[jax.Array]:
     """`keep_largest`, compiled once for its shapes: outside jit its loops would be each time."""
-    leaves = [x if isinstance(x, Ranked) else Ranked(jnp.asarray(x)) for x in scores]
+    leaves = [_ranked(x) for x in scores]
     return _compiled(
         [leaf.values for leaf in leaves],
         [leaf.candidates for leaf in leaves],

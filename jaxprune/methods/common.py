@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import scores
-from jaxprune.distributions import Budget, Distribution
+from jaxprune.distributions import Budget, Distribution, Layers, Stacked
 from jaxprune.masks import largest
 from jaxprune.schedules import Either, Ramp, When, constant, cubic, every, once
 from jaxprune.schedules.numbers import is_traced, step_number
@@ -108,6 +108,7 @@ def budget_of(
     overrides: Mapping[str, float] | None,
     min_density: float,
     start: Any,
+    stacked: Stacked = None,
 ) -> Budget:
     """How many entries are kept, where that does not change: by a sparsity, or as first masks do.
 
@@ -117,6 +118,7 @@ def budget_of(
       overrides: sparsity by pattern.
       min_density: least share kept in each leaf.
       start: the first masks.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
 
     Returns:
       The budget.
@@ -125,12 +127,13 @@ def budget_of(
       ValueError: if there is neither a sparsity nor masks.
     """
     if sparsity is not None:
-        return Budget(constant(sparsity), distribution, overrides, min_density)
+        return Budget(constant(sparsity), distribution, overrides, min_density, stacked)
     if start is None or callable(start) or isinstance(start, str):
         raise ValueError(wrong("sparsity", "be given unless `start` is masks", None))
     given = {path: np.asarray(mask, bool) for path, mask in by_path(start).items()}
-    densities = {path: mask.mean() if mask.size else 1.0 for path, mask in given.items()}
-    return Budget(constant(0.0), densities, overrides, min_density)
+    layers = Layers.of(given, stacked).each(given)
+    densities = {name: mask.mean() if mask.size else 1.0 for name, mask in layers.items()}
+    return Budget(constant(0.0), densities, overrides, min_density, stacked)
 
 
 def drawn(
@@ -163,7 +166,8 @@ class Together(NamedTuple):
 
     def __call__(self, signals: Signals) -> Counts:
         """The sum at a step."""
-        return {REST: sum(jax.tree.leaves(self.budget(signals)), jnp.zeros((), jnp.int32))}
+        counts = jax.tree.leaves(self.budget(signals))
+        return {REST: sum(map(jnp.sum, counts), jnp.zeros((), jnp.int32))}
 
 
 def drop_and_grow(
@@ -173,6 +177,7 @@ def drop_and_grow(
     *,
     drop: Callable[[Signals], Leaves],
     grow: Callable[[Signals], Leaves],
+    min_density: float = 0.0,
 ) -> tuple[MaskUpdate, MaskUpdate]:
     """Drops a share of the kept entries, then grows pruned ones until the budget is full again.
 
@@ -182,12 +187,19 @@ def drop_and_grow(
       share: step -> the share of them that is dropped first.
       drop: what the kept entries are ranked by; the lowest go.
       grow: what the pruned entries are ranked by, those just dropped included; the highest come.
+      min_density: share of each leaf that dropping leaves, where leaves are ranked together.
 
     Returns:
       The two changes of masks, in this order.
     """
     return (
-        MaskUpdate(when, drop, Less(budget, share), largest, Candidates.KEPT),
+        MaskUpdate(
+            when,
+            drop,
+            Less(budget, share),
+            partial(largest, min_density=min_density),
+            Candidates.KEPT,
+        ),
         MaskUpdate(when, grow, budget, largest, Candidates.PRUNED),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from jaxprune import scores, views
-from jaxprune.distributions import Budget, Distribution
+from jaxprune.distributions import Budget, Distribution, Stacked
 from jaxprune.masks import largest
 from jaxprune.methods.common import end_of, refreshes, schedule_of
 from jaxprune.transform import Start, method, prune
@@ -26,6 +26,7 @@ def gradual_magnitude(
     distribution: Distribution = "uniform",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    stacked: Stacked = None,
     start: Start = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -43,6 +44,7 @@ def gradual_magnitude(
       distribution: "uniform", "global", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       seed: not used by this method's scores.
@@ -68,7 +70,7 @@ def gradual_magnitude(
       Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878.
     """
     schedule = schedule_of(sparsity, ramp, start, where)
-    budget = Budget(schedule, distribution, overrides, min_density)
+    budget = Budget(schedule, distribution, overrides, min_density, stacked)
     smallest_go = MaskUpdate(
         when=refreshes(every, schedule, end_of(schedule)),
         score=scores.magnitude,

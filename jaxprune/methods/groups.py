@@ -1,16 +1,17 @@
 """N:M sparsity as parts of a method: n kept of every m neighbours along the contraction axis."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from jaxprune import masks
 from jaxprune.distributions import Budget
-from jaxprune.masks import check_groups
+from jaxprune.masks.patterns import check_groups
 from jaxprune.schedules import constant
+from jaxprune.schedules.numbers import is_traced
 from jaxprune.trees import OutputAxis, contraction_axes
-from jaxprune.types import Counts, Leaves, Signals, wrong
+from jaxprune.types import Count, Counts, Leaves, Signals, wrong
 
 Score = Callable[[Signals], Leaves]
 
@@ -28,25 +29,45 @@ class Groups(NamedTuple):
     m: int
     output_axis: OutputAxis = None
 
+    @property
+    def share_pruned(self) -> float:
+        """``(m - n) / m``; raises where no such groups can be pruned."""
+        check_groups(self.n, self.m)
+        if self.m < 2:
+            raise ValueError(wrong("m", "be at least 2", self.m, "a group of one is kept or empty"))
+        if not self.n:
+            raise ValueError(wrong("n", f"lie in [1, m] with m = {self.m}", self.n))
+        return (self.m - self.n) / self.m
+
     def agreed_budget(self, sparsity: Any = None) -> Budget:
         """N of m entries of each leaf; raises if a sparsity that is given says another number."""
-        check_groups(self.n, self.m)
-        own = (self.m - self.n) / self.m
+        own = self.share_pruned
         if sparsity is not None and sparsity != own:
             expected = f"be {own:g} or left out beside {self.n}:{self.m}"
             raise ValueError(wrong("sparsity", expected, sparsity))
         return Budget(constant(own), "uniform")
 
-    def keep(self, scores: Leaves, counts: Counts = 0) -> Leaves:
-        """The n highest of each group, a `select`; the groups are the count."""
-        del counts
-        axes = contraction_axes(scores, self.output_axis)
-        return masks.n_of_m(dict(scores), self.n, self.m, axes)
+    def keep(self, scores: Leaves, counts: Counts) -> Leaves:
+        """The highest of each group, a `select`: as many in each as make up a leaf's count.
+
+        A count on the way from m to n of each group, as a ramp gives it, is rounded up.
+        """
+        kept = {}
+        for path, score in scores.items():
+            count: Any = counts[path] if isinstance(counts, Mapping) else counts
+            number = -(-count // max(score.size // self.m, 1))
+            kept |= self._highest({path: score}, number if is_traced(number) else int(number))
+        return kept
 
     def fill(self, scores: Leaves, counts: Counts = 0) -> Leaves:
         """What is kept, which comes as NaN, and the highest others up to n: a `select` to grow."""
+        del counts
         kept = {path: jnp.where(jnp.isnan(x), jnp.inf, x) for path, x in scores.items()}
-        return self.keep(kept, counts)
+        return self._highest(kept, self.n)
+
+    def _highest(self, scores: Leaves, number: Count) -> Leaves:
+        axes = contraction_axes(scores, self.output_axis)
+        return masks.n_of_m(dict(scores), number, self.m, axes)
 
     def weakest_of(self, score: Score) -> Score:
         """A score by which at most one entry of each group can be dropped: infinite on others."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import scores
-from jaxprune.distributions import Budget, Distribution
+from jaxprune.distributions import Budget, Distribution, Layers, Stacked, stack_axes
 from jaxprune.masks import largest
 from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
 from jaxprune.schedules import When, timeline
@@ -45,13 +45,15 @@ def magnitude_attention(
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    stacked: Stacked = None,
     start: Start = None,
     output_axis: OutputAxis = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """MAP: weights enter the forward and the backward pass by an attention from their magnitude.
 
-    With lb = (1 - s_n)^strength and top = max |w| of the leaf, both taken at each refresh,
+    With lb = (1 - s_n)^strength and top = max |w| of the layer (a leaf, or a slice of a stacked
+    one), both taken at each refresh,
 
     - attention ``a = lb + (1 - lb) min(|w| / top, 1)``; 1 on an all-zero leaf, 1 everywhere while
       the network is dense;
@@ -83,6 +85,7 @@ def magnitude_attention(
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
@@ -135,12 +138,13 @@ def magnitude_attention(
         forward=forward,
         on_update=attention_on == "update",
         hold=dead_units == "hold",
-        units=guard(output_axis),
+        units=guard(output_axis, stacked),
+        stacked=stacked,
     )
     largest_stay = MaskUpdate(
         when=when,
         score=scores.magnitude,
-        count=Budget(schedule, distribution, overrides, min_density),
+        count=Budget(schedule, distribution, overrides, min_density, stacked),
         select=partial(largest, min_density=min_density),
     )
     return prune(
@@ -169,6 +173,7 @@ class _Attention(NamedTuple):
     on_update: bool
     hold: bool
     units: Memory
+    stacked: Stacked
 
     def of_weights(self, s: Signals) -> dict[str, jax.Array]:
         """``a = lb + (1 - lb) min(|w| / top, 1)``; the backward pass takes it as given."""
@@ -219,7 +224,8 @@ class _Attention(NamedTuple):
 
     def blank(self, mask: Leaves) -> dict[str, Any]:
         """Before the first update the network is dense: a is 1 everywhere."""
-        top = {path: jnp.ones((), jnp.float32) for path in mask}
+        layers = Layers.of(mask, self.stacked)
+        top = {path: jnp.ones(layers.count_shape(path), jnp.float32) for path in mask}
         return {"floor": jnp.ones((), jnp.float32), "top": top, **self.units.init(mask)}
 
     def remember(self, s: Signals) -> dict[str, Any]:
@@ -227,13 +233,17 @@ class _Attention(NamedTuple):
         age = jnp.where(self.when(s.step), s.step, 0)
         density = 1 - jnp.asarray(self.schedule(age), jnp.float32)
         floor = jnp.maximum(density**self.strength, _LEAST_FLOOR)
-        top = {path: largest_magnitude(s.dense[path]) for path in s.mask}
+        stacks = stack_axes(s.mask, self.stacked)
+        top = {path: largest_magnitude(s.dense[path], stacks.get(path)) for path in s.mask}
         return {"floor": floor, "top": top, **self.units.update(s)}
 
 
-def largest_magnitude(w: jax.Array) -> jax.Array:
-    """The largest finite ``|w|`` of a leaf."""
-    return largest_of(jnp.where(jnp.isfinite(w), jnp.abs(w), 0))
+def largest_magnitude(w: jax.Array, stack: int | None = None) -> jax.Array:
+    """The largest finite ``|w|`` of a leaf, or of each slice along the axis of a stack."""
+    sizes = jnp.where(jnp.isfinite(w), jnp.abs(w), 0)
+    if stack is None:
+        return largest_of(sizes)
+    return jnp.max(sizes, axis=[a for a in range(w.ndim) if a != stack], keepdims=True)
 
 
 def share_of_maximum(w: jax.Array, top: jax.Array) -> jax.Array:

@@ -143,11 +143,14 @@ def prune_and_grow(
         budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked)
         counts = Together(budget) if ranking == "global" else budget
         highest = partial(largest, min_density=min_density)
-        keep, drop, down, fill = highest, score, highest, highest
+        keep, drop, down, fill = highest, score, highest, largest
         share: Callable[[Any], jax.Array] = cycles.omega
     else:
+        if not isinstance(n_of_m, tuple | list) or len(n_of_m) != 2:
+            raise ValueError(wrong("n_of_m", "be (n, m)", n_of_m))
         groups = Groups(*n_of_m, output_axis)
-        budget = counts = replace(groups.agreed_budget(sparsity), stacked=stacked)
+        budget = groups.agreed_budget(sparsity)
+        counts = replace(budget, stacked=stacked)
         keep, drop, down, fill = groups.keep, groups.weakest_of(score), largest, groups.fill
         share = partial(_at_most, cycles.omega, 1 / n_of_m[0])
     first = drawn(budget, scores.magnitude if start == "magnitude" else scores.random, keep)
@@ -211,11 +214,14 @@ def _at_most(share: Callable[[Any], jax.Array], bound: float, step: Any) -> jax.
 
 def _importance(importance: Any, phases: Timeline) -> tuple[Score, Memory | None]:
     """The score of weights of K and P, and what has to be remembered for it."""
-    if callable(importance):
+    if not isinstance(importance, str):
         return importance, None
     one_of("importance", importance, ("magnitude", "taylor"))
     if importance == "magnitude":
         return scores.magnitude, None
+
+    def remembered(s: Signals) -> Leaves:
+        return s.memory
 
     def nothing(mask: Leaves) -> Leaves:
         return {path: jnp.zeros_like(m, dtype=jnp.float32) for path, m in mask.items()}
@@ -230,7 +236,7 @@ def _importance(importance: Any, phases: Timeline) -> tuple[Score, Memory | None
             new[path] = old + jnp.where(counts & jnp.isfinite(saliency), saliency, 0)
         return new
 
-    return lambda s: s.memory, Memory(init=nothing, update=summed, at="step")
+    return remembered, Memory(init=nothing, update=summed, at="step")
 
 
 def _view(phases: Timeline, reactivate: str, grow: str, freeze_kept: bool, rest: bool) -> View:

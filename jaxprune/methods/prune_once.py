@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprune import masks, trees
-from jaxprune.distributions import Budget, Distribution
+from jaxprune.distributions import Budget, Distribution, Stacked
 from jaxprune.schedules import constant
 from jaxprune.selection import Ranked
 from jaxprune.trees import Where
@@ -22,6 +22,7 @@ def prune_once(
     where: Where | None = None,
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    stacked: Stacked = None,
 ) -> tuple[Any, Any]:
     """Prunes the weights of smallest magnitude at once.
 
@@ -34,6 +35,7 @@ def prune_once(
       where: which leaves are pruned; replaces the default rule.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
 
     Returns:
       The pruned params, exactly +0.0 off the masks, and the masks (holes on unpruned leaves).
@@ -57,7 +59,7 @@ def prune_once(
     if not paths:
         raise ValueError(wrong("params", "have at least one prunable leaf", "none"))
     whole = {path: jnp.ones_like(leaves[path], dtype=bool) for path in paths}
-    counts = Budget(constant(sparsity), distribution, overrides, min_density)(
+    counts = Budget(constant(sparsity), distribution, overrides, min_density, stacked)(
         Signals(jnp.zeros((), jnp.int32), leaves, whole)
     )
     ranked = {path: Ranked(leaves[path], magnitude=True) for path in paths}

@@ -6,9 +6,9 @@ from typing import Any
 import optax
 
 from jaxprune import scores, views
-from jaxprune.distributions import Budget, Distribution
-from jaxprune.methods.common import CosineDecay, drawn, drop_and_grow, periodic
-from jaxprune.schedules import constant
+from jaxprune.distributions import Distribution, Stacked
+from jaxprune.methods.common import CosineDecay, budget_of, drawn, drop_and_grow, periodic
+from jaxprune.schedules.numbers import checked_share
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 
@@ -17,25 +17,76 @@ from jaxprune.trees import Where
 def rigl(
     inner: optax.GradientTransformation,
     *,
-    sparsity: Any,
     stop: int,
+    sparsity: Any = None,
     every: int = 100,
     drop_fraction: float = 0.3,
     where: Where | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    stacked: Stacked = None,
     start: Start = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Doc."""
-    budget = Budget(constant(sparsity), distribution, overrides, min_density)
-    changes = drop_and_grow(
+    """Trains sparse from the first update: drops small weights, grows where the gradient is large.
+
+    Masks are drawn at random. Every ``every`` updates, as long as they come before ``stop``, the
+    ``floor(f_n k)`` smallest ``|w|`` of the k kept weights of a leaf are dropped, and as many of
+    the largest ``|dL/de|`` among all pruned ones are grown, with
+    ``f_n = f / 2 (1 + cos(pi n / stop))``. Grown weights start at 0.
+
+    Args:
+      inner: the optimizer. The method cannot stand last in a chain, where no gradients arrive.
+      stop: the update from which masks are fixed; 0.75 of training is usual.
+      sparsity: the share to prune, in [0, 1). Not needed beside masks as ``start``, whose counts
+        are then kept.
+      every: updates between two changes of masks. Results depend on it: tune it.
+      drop_fraction: f, the share of the kept weights that is dropped at first, in [0, 1).
+      where: which leaves are pruned; replaces the default rule.
+      distribution: "erk", "uniform", densities, a function that returns them, or "global": then
+        weights and gradients of all leaves are ranked together.
+      overrides: ``{pattern: sparsity}``, counted in the total.
+      min_density: least share kept in each leaf.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      start: first masks, by path, or a function of the first update's `Signals`; by default chance
+        decides.
+      seed: of the first masks.
+
+    Returns:
+      A gradient transformation; the params are the pruned network after each update.
+
+    Raises:
+      ValueError: if a share lies outside [0, 1), there is neither a sparsity nor masks, or no
+        change comes before ``stop``; at ``init`` if it stands last in a chain.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> params = {"kernel": jnp.array([[1.0, 4.0], [0.0, 0.0]])}
+      >>> masks = jaxprune.masks.nonzero(params)
+      >>> tx = jaxprune.rigl(optax.sgd(1.0), stop=9, every=1, drop_fraction=0.6, start=masks)
+      >>> grads = {"kernel": jnp.array([[0.0, 0.0], [2.0, 3.0]])}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[ 0.  4.]
+       [ 0. -3.]]
+
+    References:
+      Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020,
+      https://arxiv.org/abs/1911.11134, section 3 and algorithm 1. As there, a weight that was just
+      dropped may grow again; it then goes on from its value. Where ours departs: kept weights are
+      updated on the step that changes masks, too, and grown ones with them; and second moments of
+      grown weights restart at the mean of their leaf, first ones at 0.
+    """
+    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked)
+    share = CosineDecay(checked_share("drop_fraction", drop_fraction), stop)
+    swap = drop_and_grow(
         periodic(every, stop),
         budget,
-        CosineDecay(drop_fraction, stop),
+        share,
         drop=scores.magnitude,
         grow=scores.gradient,
+        min_density=min_density,
     )
-    first = (drawn(budget),) if start is None else ()
-    return prune(inner, [*first, *changes], views.hard, where=where, start=start, seed=seed)
+    first = [drawn(budget)] if start is None else []
+    return prune(inner, [*first, *swap], views.hard, where=where, start=start, seed=seed)

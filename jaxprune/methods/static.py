@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from jaxprune import scores, views
-from jaxprune.distributions import Budget, Distribution
+from jaxprune.distributions import Budget, Distribution, Stacked
 from jaxprune.masks import largest
 from jaxprune.schedules import constant, once
 from jaxprune.transform import Start, method, prune
@@ -26,6 +26,7 @@ def static(
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains under masks that never change: ``e = m * w``.
@@ -40,6 +41,7 @@ def static(
       distribution: of random masks: "erk", "uniform", "global", densities, or a function.
       overrides: ``{pattern: sparsity}`` for random masks, counted in the total.
       min_density: least share kept in each leaf of random masks that are drawn over the tree.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       seed: of random masks.
 
     Returns:
@@ -72,7 +74,7 @@ def static(
     if sparsity is None:
         first = start if masks is None else masks
         return prune(inner, [], views.hard, where=where, start=first, seed=seed)
-    budget = Budget(constant(sparsity), distribution, overrides, min_density)
+    budget = Budget(constant(sparsity), distribution, overrides, min_density, stacked)
     drawn = MaskUpdate(
         when=once(1),
         score=scores.random,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import scores
-from jaxprune.distributions import Budget, Distribution
+from jaxprune.distributions import Budget, Distribution, Stacked
 from jaxprune.masks import largest
 from jaxprune.methods.common import refreshes, schedule_of
 from jaxprune.selection import cut
@@ -29,6 +29,7 @@ def straight_through(
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    stacked: Stacked = None,
     start: Start = None,
     dead_units: Literal["hold", "move"] = "hold",
     output_axis: OutputAxis = None,
@@ -49,6 +50,7 @@ def straight_through(
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       dead_units: "hold": masked weights of an output unit without any kept weight get no gradient
@@ -82,7 +84,7 @@ def straight_through(
       guard is original.
     """
     schedule = schedule_of(sparsity, ramp, start, where)
-    budget = Budget(schedule, distribution, overrides, min_density)
+    budget = Budget(schedule, distribution, overrides, min_density, stacked)
     one_of("dead_units", dead_units, ("hold", "move"))
     largest_stay = MaskUpdate(
         when=refreshes(every, schedule, None),
@@ -114,7 +116,7 @@ def straight_through(
         View(apply, update_scale=hold_updates, copy=True),
         where=where,
         start=start,
-        memory=guard(output_axis) if dead_units == "hold" else None,
+        memory=guard(output_axis, stacked) if dead_units == "hold" else None,
         output_axis=output_axis,
         seed=seed,
     )

@@ -1,0 +1,104 @@
+"""N:M sparsity by magnitude: n of every m neighbours, at once or along a ramp."""
+
+from typing import Literal
+
+import optax
+
+from jaxprune import scores, views
+from jaxprune.distributions import Budget
+from jaxprune.methods.common import end_of, refreshes, schedule_of
+from jaxprune.methods.groups import Groups
+from jaxprune.schedules import cubic
+from jaxprune.selection import cut
+from jaxprune.transform import Start, method, prune
+from jaxprune.trees import OutputAxis, Where
+from jaxprune.types import Candidates, Leaves, MaskUpdate, Signals, View, one_of
+
+
+@method
+def n_of_m(
+    inner: optax.GradientTransformation | None,
+    *,
+    n: int,
+    m: int,
+    ramp: tuple[int, int] | None = None,
+    every: int = 16,
+    view: Literal["hard", "straight_through"] = "hard",
+    where: Where | None = None,
+    start: Start = None,
+    output_axis: OutputAxis = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the n largest weights of every m neighbours along the contraction axis.
+
+    Without a ramp masks are chosen at the first update. Along a ramp the
+    ``ceil(m (1 - s_t))`` largest ``|w|`` of each group stay at update t of a refresh, with ``s_t``
+    the cubic from 0 to ``(m - n) / m``: from all m down to n.
+
+    Args:
+      inner: the optimizer; or None, written out, to stand last in a chain.
+      n: how many weights of each group are kept, in [1, m].
+      m: how many make a group, at least 2.
+      ramp: (begin, end) of the cubic ramp, in updates; None prunes at once.
+      every: updates between two refreshes; there is one at the ramp's end too.
+      view: "hard": what is dropped does not come back, and masks are fixed from the ramp's end on;
+        "straight_through": dense weights go on learning from the pruned network's gradient, and
+        masks are renewed among all of them without end.
+      where: which leaves are pruned; replaces the default rule.
+      start: first masks, by path, or a function of the first update's `Signals`; a leaf that is
+        missing stays whole. A ramp begins at the sparsity of masks that are given.
+      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong (last
+        for kernels, first for a leaf named ``weight``); groups lie along the one beside it.
+      seed: not used by this method's scores.
+
+    Returns:
+      A gradient transformation; the params are the pruned network after each update.
+
+    Raises:
+      ValueError: if ``n`` lies outside [1, m], ``m`` is below 2, the ramp ends before it begins, or
+        ``view`` is neither "hard" nor "straight_through"; at ``init`` if a leaf's axis is no
+        multiple of ``m``.
+      TypeError: if a number is not an integer.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.n_of_m(optax.sgd(0.1), n=1, m=2)
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
+      >>> zeros = {"kernel": jnp.zeros((2, 2))}
+      >>> updates, state = tx.update(zeros, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[ 0. -4.]
+       [ 3.  0.]]
+
+    References:
+      Mishra et al., Accelerating Sparse Deep Neural Networks, 2021,
+      https://arxiv.org/abs/2104.08378 (at once, of a trained network; hard); straight-through: the
+      form without decay in Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks
+      From Scratch, 2021, https://arxiv.org/abs/2102.04010. The ramp within groups is original.
+    """
+    one_of("view", view, ("hard", "straight_through"))
+    hard, groups = view == "hard", Groups(n, m, output_axis)
+    share = groups.share_pruned
+    schedule = cubic(0, 1, share) if ramp is None else schedule_of(share, ramp, start, where)
+    largest_stay = MaskUpdate(
+        when=refreshes(every, schedule, end_of(schedule) if hard else None),
+        score=scores.magnitude,
+        count=Budget(schedule, "uniform"),
+        select=groups.keep,
+        candidates=Candidates.KEPT if hard else Candidates.ALL,
+    )
+    seen = views.hard if hard else View(_straight_through, copy=True)
+    return prune(
+        inner,
+        [largest_stay],
+        seen,
+        where=where,
+        start=start,
+        output_axis=output_axis,
+        seed=seed,
+    )
+
+
+def _straight_through(s: Signals) -> Leaves:
+    # No guard against dead units: along the contraction each has n of m weights.
+    return {p: views.through(cut(s.dense[p], mask), s.dense[p]) for p, mask in s.mask.items()}

@@ -1,0 +1,71 @@
+"""SNIP: prune once, before training, what the loss would miss least."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from jaxprune import scores, views
+from jaxprune.distributions import Budget, Distribution, Stacked
+from jaxprune.methods.common import drawn
+from jaxprune.schedules import constant
+from jaxprune.transform import Start, method, prune
+from jaxprune.trees import Where
+
+
+@method
+def snip(
+    inner: optax.GradientTransformation,
+    *,
+    sparsity: Any,
+    where: Where | None = None,
+    distribution: Distribution = "global",
+    overrides: Mapping[str, float] | None = None,
+    min_density: float = 0.0,
+    stacked: Stacked = None,
+    start: Start = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Prunes at the first update, by the gradient of its batch; then masks are fixed.
+
+    The ``round(N (1 - s))`` entries of largest ``|w dL/dw|`` stay: to first order, those whose
+    removal would change the loss most.
+
+    Args:
+      inner: the optimizer. The method cannot stand last in a chain, where no gradients arrive.
+      sparsity: the share to prune, in [0, 1).
+      where: which leaves are pruned; replaces the default rule.
+      distribution: "global", "uniform", "erk", densities, or a function that returns them.
+      overrides: ``{pattern: sparsity}``, counted in the total.
+      min_density: least share kept in each leaf under a global ranking. A leaf that is initialised
+        to zero has no saliency, and keeps nothing without it.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      start: masks, by path, or a function of the first update's `Signals`, among whose kept entries
+        it chooses.
+      seed: not used by this method's scores.
+
+    Returns:
+      A gradient transformation; the params are the pruned network after each update.
+
+    Raises:
+      ValueError: if a sparsity lies outside [0, 1); at ``init`` if it stands last in a chain.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.snip(optax.sgd(0.0), sparsity=0.5)
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
+      >>> grads = {"kernel": jnp.array([[9.0, 1.0], [0.0, 4.0]])}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[1. 0.]
+       [0. 2.]]
+
+    References:
+      Lee, Ajanthan and Torr, SNIP: Single-shot Network Pruning based on Connection Sensitivity,
+      2019, https://arxiv.org/abs/1810.02340, equation 6 and algorithm 1. There pruning comes before
+      the first step of training; ours also updates what it keeps on that step, by the gradient of
+      the dense network. For a gradient of several batches wrap it in `optax.MultiSteps`.
+    """
+    budget = Budget(constant(sparsity), distribution, overrides, min_density, stacked)
+    most_missed = drawn(budget, scores.saliency)
+    return prune(inner, [most_missed], views.hard, where=where, start=start, seed=seed)

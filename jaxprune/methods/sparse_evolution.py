@@ -1,0 +1,92 @@
+"""Sparse evolutionary training (SET): drop the smallest weights, grow others by chance."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from jaxprune import scores, views
+from jaxprune.distributions import Distribution, Stacked
+from jaxprune.methods.common import budget_of, drawn, drop_and_grow, periodic
+from jaxprune.schedules import constant
+from jaxprune.schedules.numbers import checked_share
+from jaxprune.transform import Start, method, prune
+from jaxprune.trees import Where
+
+
+@method
+def sparse_evolution(
+    inner: optax.GradientTransformation | None,
+    *,
+    stop: int,
+    sparsity: Any = None,
+    every: int = 100,
+    drop_fraction: float = 0.3,
+    where: Where | None = None,
+    distribution: Distribution = "erk",
+    overrides: Mapping[str, float] | None = None,
+    min_density: float = 0.0,
+    stacked: Stacked = None,
+    start: Start = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """SET: trains sparse from the first update, and replaces small weights by random others.
+
+    Masks are drawn at random. Every ``every`` updates, as long as they come before ``stop``, the
+    ``floor(f k)`` smallest ``|w|`` of the k kept weights of a leaf are dropped, and as many of all
+    pruned ones are grown by chance. Grown weights start at 0.
+
+    Args:
+      inner: the optimizer; or None, written out, to stand last in a chain: no gradient is read. The
+        optimizer's memory of grown weights can then not restart.
+      stop: the update from which masks are fixed.
+      sparsity: the share to prune, in [0, 1). Not needed beside masks as ``start``, whose counts
+        are then kept.
+      every: updates between two changes of masks.
+      drop_fraction: f, the share of the kept weights that is replaced each time, in [0, 1).
+      where: which leaves are pruned; replaces the default rule.
+      distribution: "erk", "uniform", densities, a function that returns them, or "global": then
+        weights of all leaves are ranked together.
+      overrides: ``{pattern: sparsity}``, counted in the total.
+      min_density: least share kept in each leaf.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      start: first masks, by path, or a function of the first update's `Signals`; by default chance
+        decides.
+      seed: of the first masks and of what grows.
+
+    Returns:
+      A gradient transformation; the params are the pruned network after each update.
+
+    Raises:
+      ValueError: if a share lies outside [0, 1), there is neither a sparsity nor masks, or no
+        change comes before ``stop``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> params = {"kernel": jnp.array([[1.0, 4.0], [0.0, 0.0]])}
+      >>> masks = jaxprune.masks.nonzero(params)
+      >>> tx = jaxprune.sparse_evolution(None, stop=9, every=1, drop_fraction=0.5, start=masks)
+      >>> updates, state = tx.update({"kernel": jnp.zeros((2, 2))}, tx.init(params), params)
+      >>> kept = jaxprune.get_masks(state)["kernel"]
+      >>> bool(kept[0, 1]), int(kept.sum())  # the larger one stays, and another one grows
+      (True, 2)
+
+    References:
+      Mocanu et al., Scalable training of artificial neural networks with adaptive sparse
+      connectivity inspired by network science, 2018, https://arxiv.org/abs/1707.04780. There the
+      share f is taken of the positive weights and of the negative ones, each closest to zero; ours
+      ranks ``|w|`` of both. Their layers are Erdős-Rényi graphs; ours have its extension to
+      kernels, exact counts, grown weights that start at 0, and one may grow that was just dropped.
+    """
+    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked)
+    share = constant(checked_share("drop_fraction", drop_fraction))
+    swap = drop_and_grow(
+        periodic(every, stop),
+        budget,
+        share,
+        drop=scores.magnitude,
+        grow=scores.random,
+        min_density=min_density,
+    )
+    first = [drawn(budget)] if start is None else []
+    return prune(inner, [*first, *swap], views.hard, where=where, start=start, seed=seed)
