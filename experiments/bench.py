@@ -193,7 +193,7 @@ def mask_step_rows() -> list[tuple[str, str, str]]:
     own, apart = jnp.array([round(0.1 * leaf.size) for leaf in leaves]), list(range(len(leaves)))
 
     @jax.jit
-    def refresh(leaves: list[jax.Array], counts: jax.Array) -> list[jax.Array]:
+    def refresh(leaves: list[jax.Array], counts: Any) -> list[jax.Array]:
         return keep_largest([Ranked(leaf, magnitude=True) for leaf in leaves], counts, apart)
 
     always = jaxprune.rigl(OPTIMIZERS["sgd-momentum"], sparsity=0.9, stop=10**7, every=1)

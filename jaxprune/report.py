@@ -11,7 +11,7 @@ import optax
 from jaxprune import trees
 from jaxprune.distributions import Budget
 from jaxprune.flops import inference_cost, stage_costs
-from jaxprune.methods.common import Together
+from jaxprune.methods.common import Less, Together
 from jaxprune.readers import phase_of
 from jaxprune.schedules import Ramp
 from jaxprune.schedules.moments import foreseen, last_step
@@ -200,15 +200,20 @@ def _counts_at_end(state: PruneState) -> dict[str, int] | None:
     Of several changes of masks the last with a budget tells: what one drops, the next one grows.
     """
     for update in reversed(state.prune_spec.parts.mask_updates):
-        count: Any = update.count
-        together = isinstance(count, Together)
-        count = count.budget if together else count
-        if isinstance(count, Budget) and isinstance(count.schedule, Ramp):
-            if is_traced(count.schedule.sparsity):
+        budget = None if isinstance(update.count, Less) else _budget(update.count)
+        if budget is not None and isinstance(budget.schedule, Ramp):
+            if is_traced(budget.schedule.sparsity):
                 return None
-            counts = count.at_end(trees.by_path(state.prune_mask))
-            return {REST: sum(counts.values())} if together else counts
+            counts = budget.at_end(trees.by_path(state.prune_mask))
+            return {REST: sum(counts.values())} if isinstance(update.count, Together) else counts
     return None
+
+
+def _budget(count: Any) -> Budget | None:
+    """The budget that a count is made of, if it is."""
+    while isinstance(count, Together | Less):
+        count = count.budget
+    return count if isinstance(count, Budget) else None
 
 
 def _bytes(tree: Any) -> int:
@@ -358,7 +363,10 @@ def summarize(params: Any, opt_state: Any, flops: Mapping[str, float] | None = N
     weights, rows, states = trees.by_path(params), [], states_of(opt_state)
     for state in states:
         masks = trees.by_path(state.prune_mask)
-        alive = living_units(masks, state.prune_spec.parts.output_axis)
+        parts = state.prune_spec.parts
+        budgets = (_budget(update.count) for update in parts.mask_updates)
+        stacked = next((dict(b.stacked) for b in budgets if b and b.stacked), None)
+        alive = living_units(masks, parts.output_axis, stacked)
         for path, mask in masks.items():
             units = alive[path].size
             rows.append(

@@ -251,9 +251,7 @@ class _Pruner:
         age = jnp.asarray(optax.safe_increment(state.prune_count))
         hard, slots = not self.parts.view.copy, state.prune_inner
         if hard:  # refresh first: XLA would keep new weights in memory for a later one
-            signals, counters, slots = refresh(
-                self.parts, signals, age, weights, counters, slots
-            )
+            signals, counters, slots = refresh(self.parts, signals, age, weights, counters, slots)
             signals = signals._replace(step=state.prune_count)
         factors = self._factors(signals)
         moves, slots = self.optimizer.update(
@@ -269,9 +267,7 @@ class _Pruner:
             copies = {path: signals.dense[path] for path in trees.by_path(state.prune_dense)}
             dense = {path: w + moves[path].astype(w.dtype) for path, w in copies.items()}
             signals = signals._replace(dense={**signals.dense, **dense})
-            signals, counters, slots = refresh(
-                self.parts, signals, age, weights, counters, slots
-            )
+            signals, counters, slots = refresh(self.parts, signals, age, weights, counters, slots)
             dense = {path: signals.dense[path] for path in dense}
             emitted = _land_on_view(weights, moves, self.parts.view.apply(signals))
         drift, skipped, revived = counters

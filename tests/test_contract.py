@@ -171,6 +171,8 @@ def test_nan_gradients_at_a_refresh_change_no_mask_that_reads_them(row: Row) -> 
         tiny.same_bits(tiny.saved(jaxprune.get_masks(state)), refreshed)
         for path, mask in tiny.masks_of(state).items():
             module, name = path.split("/")
+            if row.explores_after:  # pruned weights were seen, and no update can make NaN a 0
+                continue
             assert not tiny.bits(params[module][name])[~mask].any()
     assert (int(state.prune_skipped) > skipped) == row.refreshes
 
@@ -178,7 +180,8 @@ def test_nan_gradients_at_a_refresh_change_no_mask_that_reads_them(row: Row) -> 
 @one_program
 def test_nan_gradients_of_pruned_entries_reach_no_kept_one(row: Row) -> None:
     step, params, state = begin(row)
-    for _ in range(STEPS - 2):
+    last = STEPS - 2 if STEPS - 2 not in row.explores_after else 2  # there they have gradients
+    for _ in range(last):
         params, state = step(params, state)
     clean = step(*tiny.saved((params, state)))
     masks = tiny.masks_of(state)
@@ -189,7 +192,7 @@ def test_nan_gradients_of_pruned_entries_reach_no_kept_one(row: Row) -> None:
     params, state = step(params, state, push=push)
     tiny.same_bits(params, clean[0])
     params, state = step(params, state)
-    row.check(params, state, STEPS)
+    row.check(params, state, last + 2)
 
 
 @one_program

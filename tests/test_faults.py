@@ -38,7 +38,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from methods_table import METHODS, Row, every_method, train_and_resume
+from methods_table import METHODS, STEPS, Row, every_method, train_and_resume
 from tiny import Loop, theirs, updater
 
 import jaxprune
@@ -75,12 +75,16 @@ def test_1_a_sparsity_out_of_range_is_refused(row: Row, sparsity: float, hint: s
 
 @every_sized
 def test_4_sparsity_0_is_the_plain_optimizer(row: Row) -> None:
+    """Unless the method freezes what is kept, while it explores."""
     bare = theirs(optax.adamw(0.05, weight_decay=0.1))
     a = b = tiny.params()
     step, plain = updater(row(bare, sparsity=0.0)), updater(bare)
     state, slots = row(bare, sparsity=0.0).init(a), bare.init(b)
     for n in range(3):
         (a, state), (b, slots) = step(tiny.normal(n), state, a), plain(tiny.normal(n), slots, b)
+    if row.explores_after:
+        assert (np.asarray(a["body"]["kernel"]) != np.asarray(b["body"]["kernel"])).any()
+        return
     tiny.close(a, b)
     assert float(jaxprune.sparsity_of(state)) == 0
 
@@ -167,7 +171,7 @@ def test_19_zeros_are_exact_over_a_thousand_steps(row: Row) -> None:
     """Under Adam, momentum and weight decay, with noise for gradients, at every step."""
     tx = row(theirs(optax.adamw(0.05, b1=0.95, weight_decay=0.1)))
     off, cut = _walk(tx, tiny.params(), tx.init(tiny.params()))
-    assert not np.asarray(off).any()
+    assert not np.delete(np.asarray(off), [n - 1 for n in row.explores_after]).any()
     assert (np.asarray(cut)[4:] == 72 - sum(row.target.values())).all()
 
 
@@ -269,7 +273,7 @@ def test_33_the_step_counter_saturates(row: Row) -> None:
     tx = row(theirs(optax.sgd(0.1)))
     step, params = updater(tx), tiny.params()
     state = tx.init(params)
-    for n in range(4):
+    for n in range(STEPS):
         params, state = step(tiny.normal(n), state, params)
     last = jnp.int32(2**31 - 2)
     state = state._replace(prune_count=last)
@@ -287,7 +291,7 @@ def test_36_dense_weights_in_a_pruned_run_are_a_loud_choice(row: Row) -> None:
     tx = row(theirs(optax.sgd(0.0)))
     step, params = updater(tx), tiny.params()
     state = tx.init(params)
-    for n in range(4):
+    for n in range(STEPS):
         params, state = step(tiny.normal(n), state, params)
     dense = tiny.normal(5)
     with pytest.raises(

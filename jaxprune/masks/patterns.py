@@ -64,7 +64,7 @@ def check_groups(n: Count, m: int) -> None:
             raise TypeError(wrong(name, "be an integer", number))
     if m < 1:
         raise ValueError(wrong("m", "be at least 1", m))
-    if not is_traced(n) and not 0 <= n <= m:
+    if not is_traced(n) and not 0 <= int(np.asarray(n)) <= m:
         raise ValueError(wrong("n", f"lie in [0, m] with m = {m}", n))
 
 
