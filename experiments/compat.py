@@ -157,7 +157,7 @@ class _Latecomers:
         grows = state.prune_spec.parts.grows
         if n and grows:
             begin = {path: m & ~self.masks[path] for path, m in masks.items()}
-            _check_slots(state.prune_inner, begin, masks)
+            _check_slots(state.prune_inner, begin, masks, leaves)
             for path in masks:
                 was = self.late.get(path, np.zeros_like(masks[path]))
                 moves = np.abs(weights[path] - self.weights[path])[was & masks[path]]
@@ -166,10 +166,10 @@ class _Latecomers:
         self.masks, self.weights = masks, weights
 
 
-def _check_slots(inner: Any, begin: Any, masks: Any) -> None:
+def _check_slots(inner: Any, begin: Any, masks: Any, leaves: Any) -> None:
     """What a restart changes in the slots lies at the entries that begin."""
     before = jax.tree.leaves(inner)
-    after = jax.tree.leaves(slots.restarted(inner, jax.tree.map(jnp.asarray, begin), masks))
+    after = jax.tree.leaves(slots.restarted(inner, jax.tree.map(jnp.asarray, begin), masks, leaves))
     for old, new in zip(before, after, strict=True):
         changed = np.asarray(old) != np.asarray(new)
         for mask in begin.values():

@@ -138,8 +138,8 @@ _SUBJECTS = ("magnitude_attention", "prune_and_grow")
 
 def _comparable(one: str, other: str) -> bool:
     """Whether two methods trained for as many updates, or for as many FLOPs."""
-    cost = one.partition("@")[2]
-    return other.partition("@")[2] == cost or (bool(cost) and other == cost)
+    costs = one.partition("@")[2], other.partition("@")[2]
+    return costs[0] == costs[1] or other == costs[0] or one == costs[1]
 
 
 def _difference(rows: Sequence[Row], one: str, other: str, target: float) -> str:

@@ -57,7 +57,7 @@ def refresh(
         )
         after = signals._replace(mask=mask, memory=memory or signals.memory)
         dense = {} if settle is None else dict(settle(after, grown))
-        return mask, memory, new_counters, dense, slots.restarted(inner, begin, mask)
+        return mask, memory, new_counters, dense, slots.restarted(inner, begin, mask, params)
 
     def keep() -> tuple:
         dense = {} if settle is None else {path: signals.dense[path] for path in signals.mask}
@@ -90,7 +90,6 @@ def _change(
 ) -> tuple[dict[str, jax.Array], Any, Counters, Leaves, Leaves]:
     drift, skipped, revived = counters
     first, old = signals.step == 1, signals.mask
-    odd = _odd_entries(params, old, hidden(parts, before), first)
     key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=PRNG), signals.step)
     signals = signals._replace(key=jax.random.key_data(key))
     began = started(parts, signals)
@@ -110,9 +109,11 @@ def _change(
     begin = _beginning(parts, before, signals._replace(mask=mask)) if parts.grows else {}
     grown = {path: m & ~before.mask[path] for path, m in mask.items()} if parts.view.settle else {}
     begin, grown = jax.lax.optimization_barrier((begin, grown))
-    # These counts are never negative. But all reading of the old masks has to be done before they
+    odd = _odd_entries(params, mask, hidden(parts, before), first)
+    # Shifted, no count is negative. But all reading of the old masks has to be done before they
     # are overwritten: where nothing says so, XLA copies them, in every step.
-    read = sum((count_true(m) for m in [*begin.values(), *grown.values()]), odd) >= 0
+    counts = jnp.stack([odd, *map(count_true, [*begin.values(), *grown.values()])])
+    read = jnp.all(jax.lax.shift_right_logical(counts, jnp.ones_like(counts)) >= 0)
     mask = {path: jnp.where(read, m, before.mask[path]) for path, m in mask.items()}
     memory = signals.memory if _renews(parts) else {}
     if parts.memory and memory:
@@ -224,7 +225,7 @@ def hidden(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
 def _odd_entries(params: Leaves, mask: Leaves, hidden: Leaves, first: jax.Array) -> jax.Array:
     """Entries that a pruned network should not have: one count, of two kinds.
 
-    On the first update the zeros that are kept, in a leaf that has others: they may grow again.
+    On the first update the zeros that the masks keep, beside others: they may grow again.
     Later what is not 0 where the network seen has 0: something else wrote it.
     """
     total = jnp.zeros((), jnp.int32)
@@ -232,5 +233,5 @@ def _odd_entries(params: Leaves, mask: Leaves, hidden: Leaves, first: jax.Array)
         p = params[path]
         odd = jnp.where(first, (p == 0) & m, (p != 0) & hidden[path])
         count = count_true(odd)
-        total += jnp.where(first & (count == p.size), 0, count)
+        total += jnp.where(first & (count == count_true(m)), 0, count)
     return total

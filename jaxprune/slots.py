@@ -11,18 +11,21 @@ from jaxprune.selection import count_true
 from jaxprune.types import Leaves
 
 
-def restarted(inner: Any, begin: Leaves, kept: Leaves) -> Any:
+def restarted(inner: Any, begin: Leaves, kept: Leaves, params: Leaves) -> Any:
     """The state of an optimizer in which some entries start anew.
 
-    A slot with a negative entry (momentum) restarts at 0. One without (second moments, step sizes)
-    restarts at its mean over the kept entries of the leaf: at 0, Adam's first steps would be
-    several times the learning rate, since its count of steps is that of the whole tree.
+    Slots of one kind (all momenta, all second moments) are judged together. Where one has a
+    negative entry they restart at 0. Where none has (second moments, step sizes) they restart at
+    the mean over the kept entries of the leaf, or of all leaves where this one has none: at 0,
+    Adam's first steps would be several times the learning rate, since its count of steps is that
+    of the whole tree.
 
     Args:
-      inner: the state of any optimizer; slots are the arrays whose path ends in that of a leaf and
-        that have its shape, whatever their containers are.
+      inner: the state of any optimizer; slots are the arrays whose path ends in that of a parameter
+        and that have its shape, whatever their containers are.
       begin: ``{path: bool array}``, the entries that begin.
-      kept: ``{path: mask}``; the mean is that of the kept entries that do not begin.
+      kept: ``{path: mask}``; means are those of the kept entries that do not begin.
+      params: all parameters by path.
 
     Returns:
       The state, in the same containers; every other number as it was, bit for bit.
@@ -34,7 +37,7 @@ def restarted(inner: Any, begin: Leaves, kept: Leaves) -> Any:
       ...     jnp.int32(9), {"w": jnp.array([1.0, -1.0, 5.0])}, {"w": jnp.array([2.0, 4.0, 9.0])}
       ... )
       >>> kept = jnp.array([True, True, False])
-      >>> state = slots.restarted(state, {"w": ~kept}, {"w": kept})
+      >>> state = slots.restarted(state, {"w": ~kept}, {"w": kept}, {"w": kept})
       >>> state.mu["w"].tolist(), state.nu["w"].tolist()
       ([1.0, -1.0, 0.0], [2.0, 4.0, 3.0])
 
@@ -43,28 +46,45 @@ def restarted(inner: Any, begin: Leaves, kept: Leaves) -> Any:
     """
     if not begin:
         return inner
+    found: dict[str, dict[str, Any]] = {}
+    owners: dict[str, tuple[str, str]] = {}
+    for path, slot in trees.by_path(inner).items():
+        owner = trees.parameter_of(path, slot.shape, params) if trees.is_floating(slot) else None
+        if owner is not None and owner in begin and slot.shape == begin[owner].shape:
+            kind = path.removesuffix(owner)
+            found.setdefault(kind, {})[owner] = slot
+            owners[path] = kind, owner
+    stay = {path: kept[path] & ~m for path, m in begin.items()}
+    fresh = {kind: _fresh(slots, stay) for kind, slots in found.items()}
 
     def restart(path: str, slot: Any) -> Any:
-        if not trees.is_floating(slot):
+        if path not in owners:
             return slot
-        owner = trees.parameter_of(path, slot.shape, begin)
-        if owner is None or slot.shape != begin[owner].shape:
-            return slot
-        return jnp.where(begin[owner], _fresh(slot, kept[owner] & ~begin[owner]), slot)
+        kind, owner = owners[path]
+        return jnp.where(begin[owner], fresh[kind][owner].astype(slot.dtype), slot)
 
     return trees.map_with_path(restart, inner)
 
 
-def _fresh(slot: jax.Array, kept: jax.Array) -> jax.Array:
-    """What one entry of a slot starts from: 0, or the mean of numbers that are never negative."""
-    if trees.is_complex(slot):
-        return jnp.zeros((), slot.dtype)
+def _fresh(slots: Leaves, stay: Leaves) -> dict[str, jax.Array]:
+    """What entries of slots of one kind start from: 0, or means of what is never negative."""
+    zeros = {path: jnp.zeros((), jnp.float32) for path in slots}
+    if any(trees.is_complex(slot) for slot in slots.values()):
+        return zeros
 
-    def mean() -> jax.Array:
-        total = jnp.sum(jnp.where(kept, slot, 0), dtype=slot.dtype)
-        return total / jnp.maximum(count_true(kept), 1).astype(slot.dtype)
+    def means() -> dict[str, jax.Array]:
+        numbers = {path: count_true(stay[path]).astype(jnp.float32) for path in slots}
+        sums = {
+            path: jnp.sum(jnp.where(stay[path], slot, 0).astype(jnp.float32))
+            for path, slot in slots.items()
+        }
+        of_all = sum(sums.values()) / jnp.maximum(sum(numbers.values()), 1)
+        return {
+            path: jnp.where(numbers[path] > 0, total / jnp.maximum(numbers[path], 1), of_all)
+            for path, total in sums.items()
+        }
 
-    signed = count_true(slot < 0) > 0
+    signed = jnp.any(jnp.stack([count_true(slot < 0) > 0 for slot in slots.values()]))
     if not is_traced(signed):
-        return jnp.zeros((), slot.dtype) if signed else mean()
-    return jax.lax.cond(signed, lambda: jnp.zeros((), slot.dtype), mean)
+        return zeros if signed else means()
+    return jax.lax.cond(signed, lambda: zeros, means)

@@ -44,7 +44,10 @@ class Parts(NamedTuple):
     @property
     def grows(self) -> bool:
         """Whether pruned entries can come back that did not move meanwhile."""
-        return any(update.candidates is Candidates.PRUNED for update in self.mask_updates)
+        candidates = {update.candidates for update in self.mask_updates}
+        return Candidates.PRUNED in candidates or (
+            Candidates.ALL in candidates and not self.view.copy
+        )
 
 
 @jax.tree_util.register_static

@@ -153,10 +153,12 @@ def test_findings_compare_like_with_like():
         "magnitude_attention",
         "rigl@random",
         "prune_and_grow@random",
+        "rigl@prune_and_grow",
     )
     found = report.findings(scored(**dict.fromkeys(names, (0.5, 0.6))))
     assert [sentence.split(": ")[1].split(" = ")[0] for sentence in found] == [
         "prune_and_grow - random",
+        "prune_and_grow - rigl@prune_and_grow",
         "magnitude_attention - random",
         "magnitude_attention - prune_and_grow",
         "prune_and_grow@random - random",

@@ -1,6 +1,7 @@
 """Prune and grow (IEE): its five stages against NumPy, and what must not move in which."""
 
 import itertools
+import re
 from typing import Any, cast
 
 import jax
@@ -252,7 +253,13 @@ def test_a_skipped_growth_heals_at_the_next_one() -> None:
 
 
 def test_groups_of_n_in_m_stay_groups() -> None:
-    tx = method(sparsity=None, n_of_m=(2, 4), swap_fraction=(0.4, 0.4), reactivate_from="init")
+    tx = method(
+        sparsity=None,
+        distribution="erk",
+        n_of_m=(2, 4),
+        swap_fraction=(0.4, 0.4),
+        reactivate_from="init",
+    )
     trail = run(tx)
     for n, (_, state) in enumerate(trail[1:], start=1):
         reduced = n < CYCLES * LENGTH and n % LENGTH >= MEASURE
@@ -273,6 +280,41 @@ def test_a_global_ranking_moves_counts_between_leaves_and_keeps_their_sum() -> N
     ends = [tiny.kept(trail[n][1]) for n in (1, LENGTH, 2 * LENGTH, STEPS)]
     assert all(sum(kept.values()) == sum(KEPT.values()) for kept in ends)
     assert ends[0] == KEPT and ends[-1] != KEPT
+
+
+def test_an_override_holds_under_a_global_ranking_too() -> None:
+    trail = run(method(ranking="global", reactivate_from="init", overrides={"body": 0.25}), LENGTH)
+    assert tiny.kept(trail[-1][1]) == {"body/kernel": 24, "head/kernel": 12}
+
+
+def test_taylor_of_a_stage_that_was_never_finite_skips_the_change() -> None:
+    def push(n: int) -> Any:
+        nan = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), tiny.params())
+        return nan if n < MEASURE else tiny.normal(n)
+
+    tx = method(theirs(optax.chain(optax.zero_nans(), optax.sgd(0.05))), importance="taylor")
+    trail = run(tx, MEASURE, push)
+    assert tiny.kept(trail[-1][1]) == KEPT and int(trail[-1][1].prune_skipped) == 1
+
+
+def test_taylor_without_exploring_grows_by_what_was_measured() -> None:
+    tx = method(importance="taylor", explore_steps=0, reactivate_from="init")
+    trail = run(tx, MEASURE + IMPROVE)
+    last, end = masks_of(trail[-2][1]), masks_of(trail[-1][1])
+    memory = trail[-1][1].prune_memory
+    for path in KEPT:
+        grown = end[path] & ~last[path]
+        assert grown.any() and np.isfinite(memory[path]).all()
+        np.testing.assert_array_equal(
+            grown, best(np.asarray(memory[path]), ~last[path], int(grown.sum()))
+        )
+
+
+def test_from_zero_means_what_was_just_dropped_too() -> None:
+    trail = run(method(reactivate_from="zero", improve_steps=0), MEASURE)
+    dense = dense_of(trail[-1][1])
+    for path, mask in masks_of(trail[-1][1]).items():
+        assert not dense[path][~mask].any()
 
 
 def test_starts() -> None:
@@ -349,13 +391,18 @@ def test_slots_of_explored_weights_start_at_the_mean_and_no_other_slot_changes()
         ({"reactivate_from": "one"}, "`reactivate_from` must be"),
         ({"grow_from": "one"}, "`grow_from` must be"),
         ({"sparsity": None}, "`sparsity` must be given unless `start` is masks"),
-        ({"n_of_m": (2, 4), "sparsity": 0.9}, "`sparsity` must be 0.5 or left out beside 2:4"),
-        ({"n_of_m": (5, 4), "sparsity": None}, "`n` must lie in"),
+        (
+            {"n_of_m": (2, 4), "sparsity": 0.9, "distribution": "erk"},
+            "`sparsity` must be 0.5 or left out beside 2:4",
+        ),
+        ({"n_of_m": (5, 4), "sparsity": None, "distribution": "erk"}, "`n` must lie in"),
         ({"start": "trained"}, "`start` must be"),
+        ({"n_of_m": "2:4", "sparsity": None}, "`n_of_m` must be (n, m)"),
+        ({"n_of_m": (2, 4), "sparsity": None, "ranking": "global"}, "`n_of_m` must stand without"),
     ],
 )
 def test_errors(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         method(**values).init(tiny.params())
 
 

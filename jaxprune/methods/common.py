@@ -13,7 +13,7 @@ from jaxprune.distributions import Budget, Distribution, Layers, Stacked
 from jaxprune.masks import largest
 from jaxprune.schedules import Either, Ramp, When, constant, cubic, every, once
 from jaxprune.schedules.numbers import is_traced, step_number
-from jaxprune.trees import Where, by_path, prunable
+from jaxprune.trees import Where, by_path, by_pattern, prunable
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals, wrong
 
 Schedule = Ramp | Callable[[Any], Any]
@@ -109,6 +109,7 @@ def budget_of(
     min_density: float,
     start: Any,
     stacked: Stacked = None,
+    where: Where | None = None,
 ) -> Budget:
     """How many entries are kept, where that does not change: by a sparsity, or as first masks do.
 
@@ -119,6 +120,7 @@ def budget_of(
       min_density: least share kept in each leaf.
       start: the first masks.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      where: which leaves are pruned; masks of others do not count.
 
     Returns:
       The budget.
@@ -130,6 +132,9 @@ def budget_of(
         return Budget(constant(sparsity), distribution, overrides, min_density, stacked)
     if start is None or callable(start) or isinstance(start, str):
         raise ValueError(wrong("sparsity", "be given unless `start` is masks", None))
+    if distribution == "global":
+        share = _sparsity_of(start, where)
+        return Budget(constant(share), distribution, overrides, min_density, stacked)
     given = {path: np.asarray(mask, bool) for path, mask in by_path(start).items()}
     layers = Layers.of(given, stacked).each(given)
     densities = {name: mask.mean() if mask.size else 1.0 for name, mask in layers.items()}
@@ -158,16 +163,21 @@ def drawn(
 class Together(NamedTuple):
     """The counts of a budget as one number, for all leaves ranked together.
 
+    Leaves with an override keep a count of their own.
+
     Attributes:
       budget: Signals -> counts.
     """
 
-    budget: Callable[[Signals], Counts]
+    budget: Budget
 
     def __call__(self, signals: Signals) -> Counts:
         """The sum at a step."""
-        counts = jax.tree.leaves(self.budget(signals))
-        return {REST: sum(map(jnp.sum, counts), jnp.zeros((), jnp.int32))}
+        counts = self.budget(signals)
+        own = by_pattern(dict(self.budget.overrides), signals.mask, "overrides")
+        others = [jnp.sum(count) for path, count in counts.items() if path not in own]
+        total = sum(others, jnp.zeros((), jnp.int32))
+        return {path: counts[path] for path in own} | ({REST: total} if others else {})
 
 
 def drop_and_grow(

@@ -78,7 +78,7 @@ def granet(
     """
     schedule = schedule_of(sparsity, ramp, start, where)
     end = end_of(schedule)
-    if end is None:
+    if not end:
         hint = "what is regrown falls to 0 at its end"
         raise ValueError(wrong("sparsity", "be a number or a ramp, which ends", sparsity, hint))
     swap = drop_and_grow(

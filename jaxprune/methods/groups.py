@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxprune import masks
-from jaxprune.distributions import Budget
+from jaxprune.distributions import Budget, Stacked, stack_axes
 from jaxprune.masks.patterns import check_groups
 from jaxprune.schedules import constant
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.trees import OutputAxis, contraction_axes
-from jaxprune.types import Count, Counts, Leaves, Signals, wrong
+from jaxprune.types import Counts, Leaves, Signals, wrong
 
 Score = Callable[[Signals], Leaves]
 
@@ -23,11 +24,25 @@ class Groups(NamedTuple):
       n: how many are kept of each group.
       m: how many there are.
       output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
+      stacked: ``{pattern: axis}`` of scanned layers; their other axes are those of a layer.
     """
 
     n: int
     m: int
     output_axis: OutputAxis = None
+    stacked: Stacked = None
+
+    def axes(self, leaves: Leaves) -> dict[str, int]:
+        """Along which axis of each leaf groups lie."""
+        stacks = stack_axes(leaves, self.stacked)
+        layers = {
+            path: jax.ShapeDtypeStruct(
+                tuple(n for axis, n in enumerate(leaf.shape) if axis != stacks.get(path)), bool
+            )
+            for path, leaf in leaves.items()
+        }
+        found = contraction_axes(layers, self.output_axis)
+        return {p: a + (p in stacks and a >= stacks[p]) for p, a in found.items()}
 
     @property
     def share_pruned(self) -> float:
@@ -52,29 +67,29 @@ class Groups(NamedTuple):
 
         A count on the way from m to n of each group, as a ramp gives it, is rounded up.
         """
-        kept = {}
+        kept, axes = {}, self.axes(scores)
         for path, score in scores.items():
             count: Any = counts[path] if isinstance(counts, Mapping) else counts
-            number = -(-count // max(score.size // self.m, 1))
-            kept |= self._highest({path: score}, number if is_traced(number) else int(number))
+            number = -(-jnp.sum(count) // max(score.size // self.m, 1))
+            whole = number if is_traced(number) else int(number)
+            kept |= masks.n_of_m({path: score}, whole, self.m, axes)
         return kept
 
     def fill(self, scores: Leaves, counts: Counts = 0) -> Leaves:
         """What is kept, which comes as NaN, and the highest others up to n: a `select` to grow."""
         del counts
-        kept = {path: jnp.where(jnp.isnan(x), jnp.inf, x) for path, x in scores.items()}
-        return self._highest(kept, self.n)
-
-    def _highest(self, scores: Leaves, number: Count) -> Leaves:
-        axes = contraction_axes(scores, self.output_axis)
-        return masks.n_of_m(dict(scores), number, self.m, axes)
+        kept = {
+            path: jnp.where(jnp.isnan(x), jnp.inf, jnp.minimum(x, jnp.finfo(x.dtype).max))
+            for path, x in scores.items()
+        }
+        return masks.n_of_m(kept, self.n, self.m, self.axes(scores))
 
     def weakest_of(self, score: Score) -> Score:
         """A score by which at most one entry of each group can be dropped: infinite on others."""
 
         def weakest(signals: Signals) -> Leaves:
             given = score(signals)
-            axes = contraction_axes(signals.mask, self.output_axis)
+            axes = self.axes(signals.mask)
             below = {p: jnp.where(m, -given[p], -jnp.inf) for p, m in signals.mask.items()}
             least = masks.n_of_m(below, 1, self.m, axes)
             return {

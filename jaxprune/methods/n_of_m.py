@@ -5,7 +5,7 @@ from typing import Literal
 import optax
 
 from jaxprune import scores, views
-from jaxprune.distributions import Budget
+from jaxprune.distributions import Budget, Stacked
 from jaxprune.methods.common import end_of, refreshes, schedule_of
 from jaxprune.methods.groups import Groups
 from jaxprune.schedules import cubic
@@ -27,6 +27,7 @@ def n_of_m(
     where: Where | None = None,
     start: Start = None,
     output_axis: OutputAxis = None,
+    stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the n largest weights of every m neighbours along the contraction axis.
@@ -49,6 +50,7 @@ def n_of_m(
         missing stays whole. A ramp begins at the sparsity of masks that are given.
       output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong (last
         for kernels, first for a leaf named ``weight``); groups lie along the one beside it.
+      stacked: ``{pattern: axis}`` of scanned layers; groups never cross slices.
       seed: not used by this method's scores.
 
     Returns:
@@ -77,7 +79,7 @@ def n_of_m(
       From Scratch, 2021, https://arxiv.org/abs/2102.04010. The ramp within groups is original.
     """
     one_of("view", view, ("hard", "straight_through"))
-    hard, groups = view == "hard", Groups(n, m, output_axis)
+    hard, groups = view == "hard", Groups(n, m, output_axis, stacked)
     share = groups.share_pruned
     schedule = cubic(0, 1, share) if ramp is None else schedule_of(share, ramp, start, where)
     largest_stay = MaskUpdate(

@@ -74,8 +74,8 @@ def prune_and_grow(
       explore_steps: length of stage 4; with 0 what grows has had no training of its own.
       swap_fraction: omega in the first cycle and in the last.
       importance: "magnitude" ``|w|``; "taylor", the mean of ``|w g|`` over stage 1 for K and over
-        stage 4 for P, where it is finite; or a function of `Signals` (of new weights, without their
-        gradient).
+        stage 4 for P, a step that is not finite adding 0; or a function of `Signals` (of new
+        weights, without their gradient).
       ranking: within each "leaf", or "global": all leaves together, so that counts move between
         them.
       reactivate_from: what P starts exploring from. "recent": the value that each weight had last,
@@ -99,7 +99,9 @@ def prune_and_grow(
 
     Returns:
       A gradient transformation; the params are the pruned network, but the dense one while
-      exploring: `phase_of` tells, `active_params` gives the pruned one at any moment.
+      exploring: `phase_of` tells, `active_params` gives the pruned one at any moment. What stands
+      still does so bit for bit in the state's dense copy, of which params of lower precision, and
+      those that have just changed their view, are the nearest values an update can land on.
 
     Raises:
       ValueError: if no cycle fits before ``stop``; if there is no sparsity, or one that contradicts
@@ -140,7 +142,7 @@ def prune_and_grow(
     cycles = _Cycles.until(stop, measure_steps, improve_steps, explore_steps, swap_fraction)
     score, memory = _importance(importance, cycles.phases)
     if n_of_m is None:
-        budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked)
+        budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked, where)
         counts = Together(budget) if ranking == "global" else budget
         highest = partial(largest, min_density=min_density)
         keep, drop, down, fill = highest, score, highest, largest
@@ -148,7 +150,10 @@ def prune_and_grow(
     else:
         if not isinstance(n_of_m, tuple | list) or len(n_of_m) != 2:
             raise ValueError(wrong("n_of_m", "be (n, m)", n_of_m))
-        groups = Groups(*n_of_m, output_axis)
+        if overrides or min_density or ranking != "leaf" or distribution != "erk":
+            expected = "stand without `overrides`, `min_density`, `ranking` and `distribution`"
+            raise ValueError(wrong("n_of_m", expected, n_of_m, "its groups are the counts"))
+        groups = Groups(*n_of_m, output_axis, stacked)
         budget = groups.agreed_budget(sparsity)
         counts = replace(budget, stacked=stacked)
         keep, drop, down, fill = groups.keep, groups.weakest_of(score), largest, groups.fill
@@ -227,13 +232,14 @@ def _importance(importance: Any, phases: Timeline) -> tuple[Score, Memory | None
         return {path: jnp.zeros_like(m, dtype=jnp.float32) for path, m in mask.items()}
 
     def summed(s: Signals) -> Leaves:
-        """The sum over the stage, which ranks as the mean does."""
+        """The sum over the stage, which ranks as the mean does; NaN where nothing was finite."""
         phase = phases(s.step)
         counts = phase.named("measure") | phase.named("explore")
         new = {}
         for path, saliency in scores.saliency(s).items():
-            old = jnp.where(phase.step == 0, 0, s.memory[path])
-            new[path] = old + jnp.where(counts & jnp.isfinite(saliency), saliency, 0)
+            old = jnp.where(counts & (phase.step == 0), jnp.nan, s.memory[path])
+            more = jnp.where(jnp.isnan(old), 0, old) + saliency
+            new[path] = jnp.where(counts & jnp.isfinite(saliency), more, old)
         return new
 
     return remembered, Memory(init=nothing, update=summed, at="step")
@@ -258,7 +264,7 @@ def _view(phases: Timeline, reactivate: str, grow: str, freeze_kept: bool, rest:
         dense = {path: s.dense[path] for path in s.mask}
         for path, m in s.mask.items():
             if reactivate == "zero":
-                dense[path] = jnp.where(m | exploring(s), dense[path], 0)
+                dense[path] = jnp.where(m, dense[path], 0)
             if reactivate == "recent":  # 0 at first, then whatever it was last
                 dense[path] = jnp.where(m | (s.step > 1), dense[path], 0)
             if grow == "zero":

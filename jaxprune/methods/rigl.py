@@ -78,7 +78,7 @@ def rigl(
       updated on the step that changes masks, too, and grown ones with them; and second moments of
       grown weights restart at the mean of their leaf, first ones at 0.
     """
-    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked)
+    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked, where)
     share = CosineDecay(checked_share("drop_fraction", drop_fraction), stop)
     swap = drop_and_grow(
         periodic(every, stop),

@@ -78,7 +78,7 @@ def sparse_evolution(
       ranks ``|w|`` of both. Their layers are Erdős-Rényi graphs; ours have its extension to
       kernels, exact counts, grown weights that start at 0, and one may grow that was just dropped.
     """
-    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked)
+    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked, where)
     share = constant(checked_share("drop_fraction", drop_fraction))
     swap = drop_and_grow(
         periodic(every, stop),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import schedules, scores
+from jaxprune.distributions import Stacked
 from jaxprune.methods.groups import Groups
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.selection import cut
@@ -26,6 +27,7 @@ def sr_ste(
     where: Where | None = None,
     start: Start = None,
     output_axis: OutputAxis = None,
+    stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps n of every m weights while all of them learn; pruned ones are drawn towards zero.
@@ -47,6 +49,7 @@ def sr_ste(
         leaf that is missing stays whole.
       output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong;
         groups lie along the one beside it.
+      stacked: ``{pattern: axis}`` of scanned layers; groups never cross slices.
       seed: not used by this method's scores.
 
     Returns:
@@ -82,7 +85,7 @@ def sr_ste(
         raise ValueError(wrong("inner", "be an optimizer, not stand last in a chain", None, hint))
     if not is_traced(decay) and not decay >= 0:
         raise ValueError(wrong("decay", "be 0 or more", decay))
-    groups = Groups(n, m, output_axis)
+    groups = Groups(n, m, output_axis, stacked)
     largest_stay = MaskUpdate(
         when=schedules.either(schedules.once(1), schedules.every(every)),
         score=scores.magnitude,

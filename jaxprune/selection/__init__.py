@@ -203,8 +203,8 @@ def read_before(written: Any, arrays: Mapping[str, jax.Array]) -> dict[str, jax.
     leaves = [leaf for leaf in jax.tree.leaves(written) if leaf.size and leaf.dtype.itemsize == 4]
     if not leaves or not _on_one_cpu():
         return dict(arrays)
-    first = jnp.stack([lax.slice(leaf.reshape(-1), (0,), (1,))[0] for leaf in leaves])
-    bits = lax.bitcast_convert_type(first, jnp.uint32) >> np.uint32(8)
+    first = [lax.slice(leaf.reshape(-1), (0,), (1,))[0] for leaf in leaves]
+    bits = jnp.stack([lax.bitcast_convert_type(x, jnp.uint32) for x in first]) >> np.uint32(8)
     done = jnp.sum(bits >> np.uint32(8), dtype=jnp.int32) >= 0  # always, which XLA does not know
     return {path: jnp.where(done, x, jnp.zeros_like(x)) for path, x in arrays.items()}
 
