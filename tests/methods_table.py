@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -177,6 +177,28 @@ CORE = {
     "adafactor": lambda: optax.adafactor(0.05, min_dim_size_to_factor=2),
 }
 """The optimizers that every check of the core is run with."""
+
+
+ONE_OF_A_KIND = {
+    "gradual_magnitude",
+    "magnitude_attention",
+    "straight_through",
+    "static",
+    "rigl",
+    "prune_and_grow",
+}
+"""Methods that differ in what they ask of an optimizer; the others are like one of these."""
+
+
+def every_method_with(optimizers: Iterable[str], rest: tuple[str, ...]) -> Any:
+    """Each method of a kind of its own with all of some optimizers, the others with the rest."""
+    pairs = [
+        pytest.param(row, optimizer, id=f"{optimizer}-{name}")
+        for name, row in METHODS.items()
+        for optimizer in optimizers
+        if name in ONE_OF_A_KIND or optimizer in rest
+    ]
+    return pytest.mark.parametrize(("row", "optimizer"), pairs)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from methods_table import (
     adamw,
     begin,
     every_method,
+    every_method_with,
     one_program,
     shared,
     train_and_resume,
@@ -73,8 +74,7 @@ def test_adamw_ends_exactly_on_target(row: Row) -> None:
     train_and_resume(row, shared(row))
 
 
-@every_method
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@every_method_with(OPTIMIZERS, rest=("momentum", "lion", "adafactor", "MultiSteps inside"))
 def test_any_optimizer_ends_exactly_on_target(row: Row, optimizer: str) -> None:
     tx = row(theirs(OPTIMIZERS[optimizer]()))
     train_and_resume(row, Loop(tx, compiler_options=tiny.quick()))
@@ -93,8 +93,7 @@ def test_any_surroundings_end_exactly_on_target(row: Row, around: str) -> None:
         np.testing.assert_array_equal(params["body"]["bias"], tiny.params()["body"]["bias"])
 
 
-@every_method
-@pytest.mark.parametrize("optimizer", CORE)
+@every_method_with(CORE, rest=("momentum",))
 def test_bfloat16_params_and_gradients(row: Row, optimizer: str) -> None:
     options = {} if optimizer == "adamw" else tiny.quick()
     step = Loop(row(theirs(CORE[optimizer]())), compiler_options=options)

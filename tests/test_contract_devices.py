@@ -22,6 +22,7 @@ from methods_table import (
     adamw,
     begin,
     every_method,
+    every_method_with,
     one_program,
 )
 from tiny import Loop, theirs
@@ -104,8 +105,7 @@ def trained_on(row: Row, optimizer: str, kind: Any = None) -> dict[str, np.ndarr
 
 
 @pytest.mark.several_devices
-@every_method
-@pytest.mark.parametrize("optimizer", CORE)
+@every_method_with(CORE, rest=("adamw",))
 def test_sharded_training_gives_the_same_masks(row: Row, optimizer: str) -> None:
     """On Auto and Explicit meshes; masks exactly, weights closely."""
     alone = trained_on(row, optimizer)
