@@ -171,6 +171,8 @@ def _check_slots(inner: Any, begin: Any, masks: Any, leaves: Any) -> None:
     before = jax.tree.leaves(inner)
     after = jax.tree.leaves(slots.restarted(inner, jax.tree.map(jnp.asarray, begin), masks, leaves))
     for old, new in zip(before, after, strict=True):
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            continue
         changed = np.asarray(old) != np.asarray(new)
         for mask in begin.values():
             changed = changed & ~mask if mask.shape == changed.shape else changed

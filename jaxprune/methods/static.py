@@ -1,18 +1,17 @@
 """Static masks: given, or drawn at random at the first update."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import optax
 
-from jaxprune import scores, views
+from jaxprune import views
 from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.masks import largest
-from jaxprune.schedules import constant, once
+from jaxprune.methods.common import drawn
+from jaxprune.schedules import constant
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
-from jaxprune.types import MaskUpdate, wrong
+from jaxprune.types import wrong
 
 
 @method
@@ -75,10 +74,4 @@ def static(
         first = start if masks is None else masks
         return prune(inner, [], views.hard, where=where, start=first, seed=seed)
     budget = Budget(constant(sparsity), distribution, overrides, min_density, stacked)
-    drawn = MaskUpdate(
-        when=once(1),
-        score=scores.random,
-        count=budget,
-        select=partial(largest, min_density=min_density),
-    )
-    return prune(inner, [drawn], views.hard, where=where, seed=seed)
+    return prune(inner, [drawn(budget)], views.hard, where=where, seed=seed)
