@@ -135,7 +135,7 @@ def _first_by_code(leaf: jax.Array, n: Count, m: int, axis: int) -> jax.Array:
 
     start = jnp.zeros_like(codes, dtype=jnp.int32)
     before = lax.fori_loop(0, m, count_before, start, unroll=m <= _UNROLLED)
-    return (before < n).reshape(shape)
+    return (before < jnp.asarray(n, before.dtype)).reshape(shape)
 
 
 def _block_shape(path: str, shape: tuple[int, ...], given: Sequence[int]) -> tuple[int, ...]:
