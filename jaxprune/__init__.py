@@ -13,6 +13,7 @@ from jaxprune.checks import verify as verify
 from jaxprune.methods.acdc import acdc as acdc
 from jaxprune.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
 from jaxprune.methods.granet import granet as granet
+from jaxprune.methods.layer_attention import layer_attention as layer_attention
 from jaxprune.methods.magnitude_attention import magnitude_attention as magnitude_attention
 from jaxprune.methods.n_of_m import n_of_m as n_of_m
 from jaxprune.methods.prune_and_grow import prune_and_grow as prune_and_grow
@@ -25,6 +26,7 @@ from jaxprune.methods.static import static as static
 from jaxprune.methods.straight_through import straight_through as straight_through
 from jaxprune.readers import active_params as active_params
 from jaxprune.readers import eval_params as eval_params
+from jaxprune.readers import get_learned as get_learned
 from jaxprune.readers import get_masks as get_masks
 from jaxprune.readers import phase_of as phase_of
 from jaxprune.readers import project as project
@@ -39,6 +41,7 @@ from jaxprune.state import PruneState as PruneState
 from jaxprune.transform import method as method
 from jaxprune.transform import prune as prune
 from jaxprune.types import Candidates as Candidates
+from jaxprune.types import Learner as Learner
 from jaxprune.types import MaskUpdate as MaskUpdate
 from jaxprune.types import Memory as Memory
 from jaxprune.types import Phase as Phase
@@ -47,6 +50,7 @@ from jaxprune.types import View as View
 
 __all__ = [
     "Candidates",
+    "Learner",
     "MaskUpdate",
     "Memory",
     "Phase",
@@ -62,9 +66,11 @@ __all__ = [
     "distributions",
     "eval_params",
     "flops",
+    "get_learned",
     "get_masks",
     "gradual_magnitude",
     "granet",
+    "layer_attention",
     "magnitude_attention",
     "masks",
     "method",

@@ -102,6 +102,38 @@ def phase_of(opt_state: Any) -> Phase:
     return phases(state.prune_count)
 
 
+def get_learned(opt_state: Any) -> Any:
+    """What a method has learned beside the weights: attentions, thresholds, scores.
+
+    Args:
+      opt_state: an optimizer state that holds a pruning state.
+
+    Returns:
+      ``{path: array}``, float32; of several methods side by side, of all that learn.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no pruning state, or no method in it learns anything.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.layer_attention(
+      ...     optax.sgd(0.1), sparsity=0.9, attention_optimizer=optax.sgd(0.1), target_anneal=(0, 9)
+      ... )
+      >>> learned = jaxprune.get_learned(tx.init({"kernel": jnp.ones((2, 2))}))
+      >>> print(learned["kernel"])
+      0.99
+
+    References:
+      original.
+    """
+    states = states_of(opt_state)
+    learning = [state for state in states if state.prune_spec.parts.learner is not None]
+    if not learning:
+        names = [state.prune_spec.describe()["method"] for state in states]
+        raise ValueError(wrong("opt_state", "hold a method that learns scores", ", ".join(names)))
+    return {path: x for state in learning for path, x in state.prune_learned.items()}
+
+
 def view_params(params: Any, opt_state: Any) -> Any:
     """The network as the state says it is: the view of the dense weights, or of the params.
 

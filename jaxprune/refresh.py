@@ -96,7 +96,7 @@ def _change(
     old = {
         path: jnp.where(first, began[path], m) if path in began else m for path, m in old.items()
     }
-    signals, failed = signals._replace(mask=old), jnp.zeros((), bool)
+    signals, failed = signals._replace(mask=old), any_nan(jax.tree.leaves(signals.learned))
     for due, update in zip(whens, parts.mask_updates, strict=True):
         new, failure = _if(
             due,

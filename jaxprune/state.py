@@ -17,6 +17,7 @@ from jaxprune.schedules.numbers import is_traced
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import (
     Candidates,
+    Learner,
     Leaves,
     MaskUpdate,
     Memory,
@@ -39,7 +40,8 @@ class Parts(NamedTuple):
     where: Where | None = None
     start: Any = None
     output_axis: OutputAxis = None
-    note: str = ""
+    note: str | Callable[[Leaves], str] = ""
+    learner: Learner | None = None
 
     @property
     def grows(self) -> bool:
@@ -61,7 +63,7 @@ class Spec:
     Attributes:
       parts: the parts.
       method: the method's function, or None for a custom `prune(...)`.
-      values: the keyword values the method was called with; ``inner`` is None or "given".
+      values: the keyword values the method was called with; an optimizer is "given".
     """
 
     def __init__(
@@ -102,8 +104,8 @@ class Spec:
 
 
 def _from_method(method: Callable[..., Any], values: dict[str, Any]) -> Spec:
-    inner = None if values["inner"] is None else optax.identity()
-    return method(**(values | {"inner": inner})).init.__self__.spec
+    optimizers = {name: optax.identity() for name, x in values.items() if x == "given"}
+    return method(**(values | optimizers)).init.__self__.spec
 
 
 def _settled(value: Any) -> Any:
@@ -186,6 +188,8 @@ class PruneState(NamedTuple):
       prune_dense: the dense weights of the leaves the view changes, float32 at least, holes
         elsewhere: everywhere, where the params themselves are the dense weights.
       prune_memory: what the method's `Memory` remembers.
+      prune_learned: what the method's `Learner` has learned.
+      prune_learner: the state of the learner's optimizer.
       prune_key: raw uint32 key data, from the seed.
       prune_drift: entries off the mask that something else wrote, counted at refreshes, int32.
       prune_skipped: refreshes skipped because a score was NaN, int32.
@@ -198,6 +202,8 @@ class PruneState(NamedTuple):
     prune_mask: Any
     prune_dense: Any
     prune_memory: Any
+    prune_learned: Any
+    prune_learner: Any
     prune_key: jax.Array
     prune_drift: jax.Array
     prune_skipped: jax.Array
@@ -247,6 +253,7 @@ def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) 
         dense,
         masks,
         {path: trees.cast(grad, dense[path].dtype) for path, grad in (grads or {}).items()},
+        learned=state.prune_learned,
         memory=state.prune_memory,
         key=state.prune_key,
     )
@@ -307,5 +314,8 @@ def unboxed(state: PruneState) -> PruneState:
         name: trees.unbox(getattr(state, name))
         for name in ("prune_count", "prune_key", "prune_drift", "prune_skipped", "prune_revived")
     }
-    memory = jax.tree.map(trees.unbox, state.prune_memory, is_leaf=trees.is_box)
-    return state._replace(**scalars, prune_memory=memory)
+    trees_of_arrays = {
+        name: jax.tree.map(trees.unbox, getattr(state, name), is_leaf=trees.is_box)
+        for name in ("prune_memory", "prune_learned")
+    }
+    return state._replace(**scalars, **trees_of_arrays)

@@ -16,17 +16,20 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
+from jaxprune.learning import in_turn, learned_step
 from jaxprune.refresh import changed, readable, refresh, started
 from jaxprune.selection import read_before
 from jaxprune.state import PRNG, Parts, PruneState, Spec, dense_copy, signals_of
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import (
+    Learner,
     Leaves,
     MaskUpdate,
     Memory,
     Phase,
     Signals,
     View,
+    is_optimizer,
     wrong,
 )
 
@@ -41,9 +44,10 @@ def prune(
     where: Where | None = None,
     start: Start = None,
     memory: Memory | None = None,
+    learner: Learner | None = None,
     phases: Callable[[Any], Phase] | None = None,
     output_axis: OutputAxis = None,
-    note: str = "",
+    note: str | Callable[[Leaves], str] = "",
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that the parameters it trains are a pruned network.
@@ -59,9 +63,10 @@ def prune(
       start: first masks (matched by path; a leaf that is missing stays whole), or a function of the
         `Signals` of the first update that returns ``{path: mask}``.
       memory: what is remembered between refreshes.
+      learner: what is learned beside the weights; the view keeps a copy then.
       phases: step -> `Phase`, for `phase_of`.
       output_axis: the axis of a leaf that counts its outputs, where the default is wrong.
-      note: a sentence that `plan` prints.
+      note: a sentence that `plan` prints, or a function of the leaves by path that returns it.
       seed: seed of the random keys that scores get.
 
     Returns:
@@ -91,10 +96,15 @@ def prune(
     References:
       original.
     """
-    if inner is not None and not (hasattr(inner, "init") and hasattr(inner, "update")):
+    if inner is not None and not is_optimizer(inner):
         raise TypeError(wrong("inner", "be an optax optimizer or None", inner))
+    if learner is not None and inner is None:
+        hint = "what reaches a method that stands last in a chain are updates"
+        raise ValueError(wrong("inner", "be an optimizer where something is learned", None, hint))
+    if learner is not None and not view.copy:
+        raise ValueError(wrong("view", "keep a copy (copy=True) beside a learner", view))
     updates = tuple(mask_updates)
-    parts = Parts(updates, view, memory, phases, where, start, output_axis, note)
+    parts = Parts(updates, view, memory, phases, where, start, output_axis, note, learner)
     return _transformation(_Pruner(inner, Spec(parts), seed))
 
 
@@ -124,8 +134,8 @@ def method(function: Callable[..., Any]) -> Callable[..., optax.GradientTransfor
         pruner = function(*args, **kwargs).init.__self__
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        values = dict(bound.arguments)
-        values["inner"] = None if values["inner"] is None else "given"
+        values = bound.arguments
+        values = {name: "given" if is_optimizer(x) else x for name, x in values.items()}
         spec = Spec(pruner.spec.parts, named, values)
         return _transformation(dataclasses.replace(pruner, spec=spec))
 
@@ -159,28 +169,42 @@ class _Pruner:
         """The state before the first update; nothing is derived from the params' values."""
         leaves = trees.by_path(params)
         if not leaves:  # a placeholder of `optax.tree.map_params`, or a branch without leaves
-            return self._state(params, params, jnp.zeros(()), params)
+            return self._state(params, params, jnp.zeros(()), jnp.zeros(()), params)
         mask = self._first_masks(leaves)
-        signals = Signals(jnp.zeros((), jnp.int32), leaves, mask)
+        learner = self.parts.learner  # copied, lest it be an alias of a value that was given
+        learned = jax.tree.map(jnp.copy, learner.init(mask)) if learner else {}
+        signals = Signals(jnp.zeros((), jnp.int32), leaves, mask, learned=learned)
         memory = self.parts.memory.init(mask) if self.parts.memory else {}
         dense = {p: dense_copy(leaves[p]) for p in self._copied(signals._replace(memory=memory))}
         state = self._state(
             trees.from_paths(params, mask),
             trees.from_paths(params, dense),
             memory,
+            learned,
             trees.from_paths(params, leaves | dense),
         )
         jax.eval_shape(self._try_refresh, state, leaves)  # memory first: scores may read it
         return state
 
-    def _state(self, mask: Any, dense: Any, memory: Any, weights: Any) -> PruneState:
+    def _state(self, mask: Any, dense: Any, memory: Any, learned: Any, weights: Any) -> PruneState:
         def zero() -> jax.Array:  # one array each: a shared one could not be donated
             return jnp.zeros((), jnp.int32)
 
         key = jax.random.key_data(jax.random.key(self.seed, impl=PRNG))
-        slots = self.optimizer.init(weights)
+        learner = self.parts.learner
         return PruneState(
-            zero(), mask, dense, memory, key, zero(), zero(), zero(), slots, self.spec
+            prune_count=zero(),
+            prune_mask=mask,
+            prune_dense=dense,
+            prune_memory=memory,
+            prune_learned=learned,
+            prune_learner=() if learner is None else learner.optimizer.init(learned),
+            prune_key=key,
+            prune_drift=zero(),
+            prune_skipped=zero(),
+            prune_revived=zero(),
+            prune_inner=self.optimizer.init(weights),
+            prune_spec=self.spec,
         )
 
     def _first_masks(self, leaves: Leaves) -> dict[str, jax.Array]:
@@ -254,19 +278,29 @@ class _Pruner:
             signals, counters, slots = refresh(self.parts, signals, age, weights, counters, slots)
             signals = signals._replace(step=state.prune_count)
         factors = self._factors(signals)
-        moves, slots = self.optimizer.update(
-            trees.from_paths(updates, self._pull_back(signals, given, factors)),
-            slots,
-            trees.from_paths(params, dict(signals.dense)),
-            **extra,
-        )
+        pulled, of_learned = self._pull_back(signals, given, factors)
+        learned, learner = signals.learned, state.prune_learner
+        if self.parts.learner is not None:
+            learned, learner = learned_step(
+                self.parts.learner, signals, of_learned, learner, **extra
+            )
+
+        def move() -> tuple[Any, Any]:
+            return self.optimizer.update(
+                trees.from_paths(updates, pulled),
+                slots,
+                trees.from_paths(params, {**signals.dense, **self._decayed(signals)}),
+                **extra,
+            )
+
+        moves, slots = in_turn(self.parts.learner, signals.step, move, slots)
         moves, dense = _scaled(trees.by_path(moves), factors), {}
         if hard:
             emitted = _land_on_masks(weights, moves, signals.mask)
         else:
             copies = {path: signals.dense[path] for path in trees.by_path(state.prune_dense)}
             dense = {path: w + moves[path].astype(w.dtype) for path, w in copies.items()}
-            signals = signals._replace(dense={**signals.dense, **dense})
+            signals = signals._replace(dense={**signals.dense, **dense}, learned=learned)
             signals, counters, slots = refresh(self.parts, signals, age, weights, counters, slots)
             dense = {path: signals.dense[path] for path in dense}
             emitted = _land_on_view(weights, moves, self.parts.view.apply(signals))
@@ -276,6 +310,8 @@ class _Pruner:
             prune_mask=trees.from_paths(state.prune_mask, signals.mask),
             prune_dense=trees.from_paths(state.prune_dense, dense),
             prune_memory=signals.memory,
+            prune_learned=learned,
+            prune_learner=learner,
             prune_key=state.prune_key,
             prune_drift=drift,
             prune_skipped=skipped,
@@ -293,21 +329,30 @@ class _Pruner:
         new = jax.tree.map(lambda a, b: b.astype(a.dtype), signals.memory, new)
         return signals._replace(memory=new, dense=read_before(new, signals.dense))
 
-    def _pull_back(self, signals: Signals, given: Leaves, factors: Leaves) -> Leaves:
-        """The gradient with respect to the dense weights; finished updates pass as they are."""
+    def _pull_back(self, signals: Signals, given: Leaves, factors: Leaves) -> tuple[Leaves, Any]:
+        """The gradient with respect to the dense weights, and to what is learned.
+
+        Finished updates pass as they are.
+        """
         if not signals.grads:
-            return given
+            return given, {}
         seen = jax.eval_shape(self.parts.view.apply, signals)
 
-        def view(dense: Leaves) -> Leaves:
-            return self.parts.view.apply(signals._replace(dense={**signals.dense, **dense}))
+        def view(dense: Leaves, learned: Any) -> Leaves:
+            dense = {**signals.dense, **dense}
+            return self.parts.view.apply(signals._replace(dense=dense, learned=learned))
 
-        _, vjp = jax.vjp(view, {path: signals.dense[path] for path in seen})
-        (pulled,) = vjp({path: signals.grads[path] for path in seen})
+        _, vjp = jax.vjp(view, {path: signals.dense[path] for path in seen}, signals.learned)
+        pulled, of_learned = vjp({path: signals.grads[path] for path in seen})
         grads = {**given, **signals.grads, **pulled}
         for path, factor in factors.items():
             grads[path] = jnp.where(factor.astype(bool), grads[path], 0)
-        return grads
+        return grads, of_learned
+
+    def _decayed(self, signals: Signals) -> Leaves:
+        """The weights that the inner optimizer gets as params in place of the dense ones."""
+        decay_on = self.parts.view.decay_on
+        return {} if decay_on is None else decay_on(signals)
 
     def _factors(self, signals: Signals) -> dict[str, jax.Array]:
         scale = self.parts.view.update_scale

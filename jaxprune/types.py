@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import optax
 from jax.typing import ArrayLike
 
 Leaves = Mapping[str, Any]
@@ -91,6 +92,8 @@ class View(NamedTuple):
         the seen values back on kept entries; None where seen and dense weights are equal there.
       settle: (Signals after a change, entries just grown) -> {path: dense}: what dense weights
         become when masks change, where there is a copy of them. None leaves them as they are.
+      decay_on: Signals -> {path: weights} that the inner optimizer gets as params in place of the
+        dense ones, so that its weight decay acts on them; None means the dense weights.
     """
 
     apply: Callable[[Signals], Leaves]
@@ -98,6 +101,7 @@ class View(NamedTuple):
     copy: bool = False
     inverse: Callable[[Signals], Leaves] | None = None
     settle: Callable[[Signals, Leaves], Leaves] | None = None
+    decay_on: Callable[[Signals], Leaves] | None = None
 
 
 class Memory(NamedTuple):
@@ -114,6 +118,30 @@ class Memory(NamedTuple):
     init: Callable[[Leaves], Any]
     update: Callable[[Signals], Any]
     at: Literal["refresh", "step"] = "refresh"
+
+
+class Learner(NamedTuple):
+    """What a method learns beside the weights, from the same one gradient.
+
+    Its gradient is that of the loss through the view, plus that of the penalty; one step of its own
+    optimizer, projected, is taken in every update, before masks change. Its view keeps a copy.
+
+    Attributes:
+      init: {path: mask} -> what is learned, a tree of floating arrays, from shapes alone: weights
+        may be loaded after `init`.
+      optimizer: what moves it.
+      penalty: Signals -> a scalar that is added to the loss, as a function of `learned`; None adds
+        nothing.
+      project: learned -> learned, after each step; None leaves it where the step has led.
+      alternate: step -> (whether the weights move, whether what is learned moves). What does not
+        move is held whole, the state of its optimizer included. None moves both in every update.
+    """
+
+    init: Callable[[Leaves], Any]
+    optimizer: optax.GradientTransformation
+    penalty: Callable[[Signals], jax.Array] | None = None
+    project: Callable[[Any], Any] | None = None
+    alternate: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
 class _PhaseNumbers(NamedTuple):
@@ -156,6 +184,11 @@ jax.tree_util.register_pytree_node(
     lambda phase: (tuple(phase), phase.names),
     lambda names, xs: Phase(*xs, names=names),
 )
+
+
+def is_optimizer(value: object) -> bool:
+    """Whether a value has what makes an optax optimizer."""
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def wrong(argument: str, expected: str, came: object, hint: str = "") -> str:

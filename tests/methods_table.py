@@ -22,6 +22,7 @@ TARGET = {"body/kernel": 10, "head/kernel": 12}  # round(0.3 * 32), round(0.3 * 
 
 RAMPED = (("ramp", RAMP), ("every", EVERY))
 GROUPS = (("n", 1), ("m", 4))
+_A_LITTLE_MORE = 1.0001  # pruned than the sparsity says: a product that is whole is not rounded off
 
 
 class Row(NamedTuple):
@@ -44,6 +45,8 @@ class Row(NamedTuple):
     def given(self, **values: Any) -> dict[str, Any]:
         """The keyword values of a call; without a sparsity where N:M says it."""
         found = {"sparsity": SPARSITY} | self.times | values
+        if self.takes("attention_init"):
+            found = {"attention_init": 1 - _A_LITTLE_MORE * found["sparsity"]} | found
         return {name: found[name] for name in found if name != "sparsity" or self.takes(name)}
 
     @property
@@ -66,6 +69,8 @@ class Row(NamedTuple):
 
     def kept_of(self, total: int, sparsity: float) -> int:
         """Entries of so many that are kept in the end."""
+        if self.takes("attention_init"):
+            return total - int(total * _A_LITTLE_MORE * sparsity)
         if self.takes("sparsity"):
             return round(total * (1 - sparsity))
         return total * self.times["n"] // self.times["m"]
@@ -117,6 +122,9 @@ STAGES = (("measure_steps", 2), ("improve_steps", 1), ("explore_steps", 2), ("st
 SWAPS = (("every", EVERY), ("stop", 5))
 TURNS = (("begin", 1), ("sparse_steps", 1), ("dense_steps", 2), ("stop", 4))
 
+AT_REST = (("attention_optimizer", optax.sgd(1e-9, momentum=0.9)), ("target_anneal", None))
+"""An optimizer with slots whose steps are too small for float32: counts are known beforehand."""
+
 METHODS = {
     "gradual_magnitude": Row(jaxprune.gradual_magnitude, by_leaf=True),
     "magnitude_attention": Row(jaxprune.magnitude_attention),
@@ -153,6 +161,9 @@ METHODS = {
         swapping_after=(2, 3, 4),
         explores_after=(3, 4),
     ),
+    "layer_attention": Row(
+        jaxprune.layer_attention, AT_REST, by_leaf=True, magnitude=False, gradients=True
+    ),
     "sr_ste": Row(jaxprune.sr_ste, (*GROUPS, ("every", EVERY)), by_leaf=True, gradients=True),
 }
 
@@ -186,6 +197,7 @@ ONE_OF_A_KIND = {
     "static",
     "rigl",
     "prune_and_grow",
+    "layer_attention",
 }
 """Methods that differ in what they ask of an optimizer; the others are like one of these."""
 

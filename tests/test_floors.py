@@ -27,6 +27,7 @@ FLOORS = {
     "jaxprune.slots": 2,
     "jaxprune.refresh": 3,
     "jaxprune.views": 3,
+    "jaxprune.learning": 3,
     "jaxprune.transform": 4,
     "jaxprune.checks": 5,
     "jaxprune.readers": 5,
@@ -34,6 +35,7 @@ FLOORS = {
     "jaxprune.methods": 5,
     "jaxprune.methods.common": 3,
     "jaxprune.methods.groups": 3,
+    "jaxprune.methods.companions": 3,
     "jaxprune.report": 6,
     "jaxprune": 7,
 }

@@ -45,15 +45,28 @@ def schedule_of(
     if ramp is None:
         hint = f"a number needs ramp=(begin, end) in updates, here with sparsity={sparsity!r}"
         raise ValueError(wrong("ramp", "be given with a number as `sparsity`", None, hint))
-    if not isinstance(ramp, tuple | list) or len(ramp) != 2:
-        raise ValueError(wrong("ramp", "be (begin, end)", ramp))
-    if not all(isinstance(step, int | np.integer) for step in ramp):
-        raise TypeError(wrong("ramp", "be two integers, in updates", ramp))
-    if not 0 <= ramp[0] <= ramp[1] or not ramp[1]:
-        raise ValueError(
-            wrong("ramp", "begin at 0 or later, and end at 1 or later, in order", ramp)
-        )
+    check_span("ramp", ramp)
     return cubic(*ramp, sparsity, initial=_sparsity_of(start, where))
+
+
+def check_span(argument: str, span: Any) -> None:
+    """Refuses what is not (begin, end) in updates.
+
+    Args:
+      argument: the name of the argument, for the error.
+      span: what was given.
+
+    Raises:
+      ValueError: if it is not two, begins below 0, ends at 0, or before it begins.
+      TypeError: if they are not integers.
+    """
+    if not isinstance(span, tuple | list) or len(span) != 2:
+        raise ValueError(wrong(argument, "be (begin, end)", span))
+    if not all(isinstance(step, int | np.integer) for step in span):
+        raise TypeError(wrong(argument, "be two integers, in updates", span))
+    if not 0 <= span[0] <= span[1] or not span[1]:
+        expected = "begin at 0 or later, and end at 1 or later, in order"
+        raise ValueError(wrong(argument, expected, span))
 
 
 def _sparsity_of(start: Any, where: Where | None) -> Any:

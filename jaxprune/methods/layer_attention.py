@@ -1,0 +1,288 @@
+"""Layer attention (ASWL): each layer learns how much it counts, and is pruned by the rest."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import scores
+from jaxprune.distributions import Layers, Stacked
+from jaxprune.masks import largest
+from jaxprune.masks.counting import floor_of_product
+from jaxprune.methods.common import check_span
+from jaxprune.methods.companions import Norms, biases_of, norms_of
+from jaxprune.schedules import constant, cubic, every
+from jaxprune.schedules.numbers import checked_share, is_traced
+from jaxprune.selection import cut
+from jaxprune.transform import method, prune
+from jaxprune.trees import OutputAxis, Where, prunable
+from jaxprune.types import (
+    Counts,
+    Learner,
+    Leaves,
+    MaskUpdate,
+    Signals,
+    View,
+    is_optimizer,
+    one_of,
+    wrong,
+)
+from jaxprune.views import through
+
+_LEAST, _MOST_PRUNED = 0.01, 0.99
+"""The least attention, and the largest share pruned: no layer is ever emptied."""
+
+_BELOW_ONE = 1 - 2.0**-10
+"""The largest attention for alpha below 1, where the slope of the ratio has no end at 1."""
+
+
+@method
+def layer_attention(
+    inner: optax.GradientTransformation,
+    *,
+    sparsity: Any,
+    attention_optimizer: optax.GradientTransformation,
+    target_anneal: tuple[int, int] | None,
+    alpha: float = 1.0,
+    gamma: Any = 5.0,
+    attention_init: float = 0.99,
+    site: Literal["layer", "after_norm"] = "layer",
+    norms: Norms = None,
+    where: Where | None = None,
+    stacked: Stacked = None,
+    output_axis: OutputAxis = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """ASWL: one attention a layer, learned with the weights, scales it and says how far it is cut.
+
+    With ``a_l`` the attention of layer l, ``n_l`` its weights, and r_n the target density,
+
+    - the layer gives ``a_l f_l(x; m w)``: the params hold ``a_l m w``, and the bias ``a_l b``;
+    - ``p_l = (1 - a_l)^alpha``, at most 0.99, is pruned: the ``n_l - floor(p_l n_l)`` largest
+      ``|w|`` of the layer stay, chosen anew after every update;
+    - ``gamma phi`` joins the loss, ``phi = (sum (1 - p_l) n_l / sum n_l - r_n)^2``;
+    - the gradient at the sparse weights moves the dense ones (straight through), weight decay acts
+      on the sparse ones: a pruned weight has none.
+
+    Where a norm follows a layer, a factor on the layer is divided out again: the loss does not feel
+    its attention, which phi alone then moves, by the size of the layer. That is no learned
+    importance. ``site="after_norm"`` puts the attention on the norm's scale and bias, where the
+    loss feels it. `plan` says which layers are concerned.
+
+    Args:
+      inner: the optimizer of the weights.
+      sparsity: the share to prune in the end, in [0, 1]; what is reached depends on gamma, and is
+        what the penalty and the loss agree on. 1 pushes without end.
+      attention_optimizer: the optimizer of the attentions. Give it the schedule of the weights'
+        learning rate; to decay attentions, let it add a decay.
+      target_anneal: (begin, end) in updates: r falls from 1 to ``1 - sparsity`` along a cubic; None
+        for the target itself from the start, as in the authors' code.
+      alpha: how an attention is turned into a share, above 0.
+      gamma: weight of the penalty.
+      attention_init: every attention's first value, in [0.01, 1]; the authors' code has 0.5. 1 only
+        where alpha is at least 1: below, the slope of the share has no end there.
+      site: "layer" puts the attention on kernel and bias, "after_norm" on scale and bias of the
+        norm that follows, where one is found (by ``norms``, or by names).
+      norms: ``{pattern of a layer's path: path of its norm}``, where names do not tell; None as the
+        path says that no norm follows.
+      where: which leaves are pruned, each with its attention; replaces the default rule.
+      stacked: ``{pattern: axis}`` of scanned layers, whose slices have attentions of their own.
+      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
+      seed: not used by this method's scores.
+
+    Returns:
+      A gradient transformation; the params are the pruned network, attentions multiplied in.
+
+    Raises:
+      ValueError: if ``inner`` is None; if a number lies outside its range, or ``attention_init`` is
+        1 with alpha below 1; if ``norms`` names what is no norm of a layer's width.
+      TypeError: if ``attention_optimizer`` is not an optimizer.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.layer_attention(
+      ...     optax.sgd(0.1),
+      ...     sparsity=0.5,
+      ...     attention_optimizer=optax.set_to_zero(),
+      ...     attention_init=0.5,
+      ...     target_anneal=None,
+      ... )
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]]), "bias": jnp.ones(2)}
+      >>> zeros = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+      >>> updates, state = tx.update(zeros, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> print(params["kernel"], params["bias"])
+      [[ 0.  -2. ]
+       [ 1.5  0. ]] [0.5 0.5]
+
+    References:
+      He, Shi and Dong, Attention-based Simultaneous Sparse Structure and Weight Learning, 2021,
+      https://arxiv.org/abs/2111.02399: attention, ratio, penalty, both weights tracked. From the
+      authors' code: masks in every step, decay on the sparse weights, the two bounds. That code
+      sorts signed weights, never assigns the pruned tensor and leaves the bias out when it folds
+      the attention in; here the intent stands. The annealed target, its default start at 0.99,
+      the slope of phi through the bounds and ``site="after_norm"`` are ours.
+    """
+    sparsity = checked_share("sparsity", sparsity, whole=True)
+    if not is_optimizer(attention_optimizer):
+        raise TypeError(wrong("attention_optimizer", "be an optax optimizer", attention_optimizer))
+    one_of("site", site, ("layer", "after_norm"))
+    if not is_traced(alpha) and not alpha > 0:
+        raise ValueError(wrong("alpha", "be above 0", alpha))
+    if not is_traced(gamma) and not gamma >= 0:
+        raise ValueError(wrong("gamma", "be at least 0", gamma))
+    if not is_traced(attention_init) and not _LEAST <= attention_init <= 1:
+        raise ValueError(wrong("attention_init", f"lie in [{_LEAST}, 1]", attention_init))
+    if not is_traced(alpha) and alpha < 1 == attention_init:
+        raise ValueError(wrong("attention_init", "be below 1 where `alpha` is", attention_init))
+    if target_anneal is not None:
+        check_span("target_anneal", target_anneal)
+    course = constant(0.0) if target_anneal is None else cubic(*target_anneal, 0.0)
+    attention = _Attention(
+        ratio=_Ratio(alpha),
+        target=lambda step: 1 - sparsity * course.progress(step),
+        gamma=gamma,
+        sites=_Sites(site, norms, output_axis),
+        stacked=stacked,
+    )
+    top = jnp.where(jnp.asarray(alpha) < 1, _BELOW_ONE, 1.0)
+    return prune(
+        inner,
+        [MaskUpdate(every(1), scores.magnitude, attention.kept, largest)],
+        View(attention.seen, copy=True, inverse=attention.inverse, decay_on=sparse_weights),
+        where=where,
+        learner=Learner(
+            init=lambda mask: attention.full(mask, attention_init),
+            optimizer=attention_optimizer,
+            penalty=attention.penalty,
+            project=lambda learned: jax.tree.map(lambda a: jnp.clip(a, _LEAST, top), learned),
+        ),
+        output_axis=output_axis,
+        note=lambda leaves: attention.sites.told(leaves, prunable(leaves, where)),
+        seed=seed,
+    )
+
+
+def sparse_weights(s: Signals) -> Leaves:
+    """``m w``, on which weight decay acts."""
+    return {path: cut(s.dense[path], m) for path, m in s.mask.items()}
+
+
+class _Ratio(NamedTuple):
+    """The share of a layer that its attention prunes, ``(1 - a)^alpha``, bounded."""
+
+    alpha: float
+
+    def __call__(self, a: jax.Array) -> jax.Array:
+        """The share; its slope is that without the bound."""
+        ratio = (1 - a) ** self.alpha
+        return through(jnp.clip(ratio, 0, _MOST_PRUNED), ratio)
+
+
+class _Sites(NamedTuple):
+    """Where the attention of each layer is multiplied in."""
+
+    site: str
+    norms: Norms
+    output_axis: OutputAxis
+
+    def of(self, paths: Any, leaves: Leaves) -> dict[str, list[str]]:
+        """The leaves that each attention scales: of the layer, or of the norm that follows it."""
+        biases = biases_of(paths, leaves)
+        follow = {} if self.site == "layer" else self.following(paths, leaves)
+        return {path: follow.get(path, [path, *biases[path]]) for path in paths}
+
+    def following(self, paths: Any, leaves: Leaves) -> dict[str, list[str]]:
+        """Scale and bias of the norm after each layer that has one."""
+        return norms_of(paths, leaves, self.norms, self.output_axis)
+
+    def told(self, leaves: Leaves, paths: list[str]) -> str:
+        """What a user wants to know beforehand: where the loss does not feel an attention."""
+        follow = self.following(paths, leaves)
+        pairs = ", ".join(f"{path} -> {places[0]}" for path, places in follow.items())
+        if not follow:
+            return ""
+        if self.site == "after_norm":
+            others = [path for path in paths if path not in follow]
+            rest = f"; on the layer itself: {', '.join(others)}" if others else ""
+            return f"Attention after the norm: {pairs}{rest}."
+        return (
+            f"A norm follows {len(follow)} of {len(paths)} layers ({pairs}): the loss does not feel"
+            ' their attention, the penalty alone moves it; site="after_norm" gives it to the norm.'
+        )
+
+
+class _Attention(NamedTuple):
+    """One learned scalar a layer, or a slice of a stacked leaf."""
+
+    ratio: _Ratio
+    target: Callable[[Any], Any]
+    gamma: Any
+    sites: _Sites
+    stacked: Stacked
+
+    def full(self, mask: Leaves, value: float) -> dict[str, jax.Array]:
+        """The first attentions."""
+        layers = Layers.of(mask, self.stacked)
+        return {p: jnp.full(layers.count_shape(p), value, jnp.float32) for p in mask}
+
+    def kept(self, s: Signals) -> Counts:
+        """``n - floor(p n)`` of each layer."""
+        sizes = self.sizes(s)
+        pruned = {p: floor_of_product(self.ratio(a), sizes[p]) for p, a in s.learned.items()}
+        return {path: sizes[path] - count for path, count in pruned.items()}
+
+    def sizes(self, s: Signals) -> dict[str, int]:
+        """The weights of each layer."""
+        return {path: m.size // max(s.learned[path].size, 1) for path, m in s.mask.items()}
+
+    def penalty(self, s: Signals) -> jax.Array:
+        """``gamma phi``."""
+        sizes = self.sizes(s)
+        total = sum(m.size for m in s.mask.values())
+        shares = [jnp.sum(1 - self.ratio(a)) * (sizes[p] / total) for p, a in s.learned.items()]
+        return self.gamma * (sum(shares) - self.target(s.step)) ** 2
+
+    def seen(self, s: Signals) -> Leaves:
+        """``a m w``, and ``a b``; or ``m w`` and the norm's leaves times a."""
+        factors = self.factors(s, s.learned)
+        others = {place: a * s.dense[place] for place, a in factors.items() if place not in s.mask}
+        one = jnp.ones((), jnp.float32)
+        return others | {
+            path: attended(s.dense[path], m, factors.get(path, one.astype(s.dense[path].dtype)))
+            for path, m in s.mask.items()
+        }
+
+    def inverse(self, s: Signals) -> Leaves:
+        """The weights of which seen values are the view."""
+        factors = self.factors(s, s.learned)
+        return {place: s.dense[place] / a for place, a in factors.items()}
+
+    def factors(self, s: Signals, attentions: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The attention at each of its sites."""
+        return {
+            place: factor_of(attentions[path], s.dense[place], place)
+            for path, places in self.sites.of(s.mask, s.dense).items()
+            for place in places
+        }
+
+
+def attended(w: jax.Array, mask: jax.Array, a: jax.Array) -> jax.Array:
+    """``a m w``: w has the gradient a g, pruned or not, and a the sum of ``m w g``."""
+    straight = jax.lax.stop_gradient(a) * w
+    own = jnp.where(mask, a * jax.lax.stop_gradient(w), 0)
+    return through(cut(a * w, mask), straight + own)
+
+
+def factor_of(factor: jax.Array, leaf: jax.Array, path: str) -> jax.Array:
+    """A layer's factor in the type of a leaf; those of a stack along the same axis of the leaf."""
+    if not factor.ndim:
+        return factor.astype(leaf.dtype)
+    axis = factor.shape.index(factor.size)
+    if leaf.ndim <= axis or leaf.shape[axis] != factor.size:
+        expected = f"be stacked along axis {axis} as its kernel is, {factor.size} layers"
+        raise ValueError(wrong(f"stacked: '{path}'", expected, leaf.shape))
+    shape = [factor.size if n == axis else 1 for n in range(leaf.ndim)]
+    return factor.reshape(shape).astype(leaf.dtype)
