@@ -15,11 +15,13 @@ from jaxprune.methods.gradual_magnitude import gradual_magnitude as gradual_magn
 from jaxprune.methods.granet import granet as granet
 from jaxprune.methods.layer_attention import layer_attention as layer_attention
 from jaxprune.methods.magnitude_attention import magnitude_attention as magnitude_attention
+from jaxprune.methods.movement import movement as movement
 from jaxprune.methods.n_of_m import n_of_m as n_of_m
 from jaxprune.methods.prune_and_grow import prune_and_grow as prune_and_grow
 from jaxprune.methods.prune_once import prune_once as prune_once
 from jaxprune.methods.rigl import rigl as rigl
 from jaxprune.methods.snip import snip as snip
+from jaxprune.methods.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.methods.sparse_evolution import sparse_evolution as sparse_evolution
 from jaxprune.methods.sr_ste import sr_ste as sr_ste
 from jaxprune.methods.static import static as static
@@ -74,6 +76,7 @@ __all__ = [
     "magnitude_attention",
     "masks",
     "method",
+    "movement",
     "n_of_m",
     "phase_of",
     "plan",
@@ -86,6 +89,7 @@ __all__ = [
     "schedules",
     "scores",
     "snip",
+    "soft_threshold",
     "sparse_evolution",
     "sparsity_of",
     "sr_ste",

@@ -284,6 +284,7 @@ class _Pruner:
             learned, learner = learned_step(
                 self.parts.learner, signals, of_learned, learner, **extra
             )
+            signals = signals._replace(dense=read_before(learned, signals.dense))
 
         def move() -> tuple[Any, Any]:
             return self.optimizer.update(

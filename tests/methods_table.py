@@ -14,6 +14,8 @@ import tiny
 from tiny import Loop, kept, on_support, theirs
 
 import jaxprune
+from jaxprune import trees
+from jaxprune.state import states_of
 
 SPARSITY, RAMP, EVERY = 0.7, (0, 4), 2
 STEPS = 6
@@ -38,6 +40,7 @@ class Row(NamedTuple):
     dense_after: tuple[int, ...] = ()  # updates after which everything is kept
     swapping_after: tuple[int, ...] = ()  # updates after which some are dropped, others not grown
     explores_after: tuple[int, ...] = ()  # updates after which the network seen is dense
+    counted: Callable[[Any], dict[str, int]] | None = None  # state -> counts, which no value tells
 
     def __call__(self, inner: Any, **values: Any) -> Any:
         return self.method(inner, **self.given(**values))
@@ -67,8 +70,10 @@ class Row(NamedTuple):
             return TARGET
         return {path: self.kept_of(tiny.size(path), SPARSITY) for path in TARGET}
 
-    def kept_of(self, total: int, sparsity: float) -> int:
+    def kept_of(self, total: int, sparsity: float, state: Any = None) -> int:
         """Entries of so many that are kept in the end."""
+        if self.counted:
+            return sum(self.counted(state).values())
         if self.takes("attention_init"):
             return total - int(total * _A_LITTLE_MORE * sparsity)
         if self.takes("sparsity"):
@@ -96,7 +101,8 @@ class Row(NamedTuple):
     def kept_as_scheduled(self, state: Any, n: int) -> None:
         """After update n exactly as many entries are kept as scheduled."""
         found = kept(state)
-        assert (found if self.by_leaf else {"*": sum(found.values())}) == self.kept(n)
+        wanted = self.counted(state) if self.counted else self.kept(n)
+        assert (found if self.by_leaf else {"*": sum(found.values())}) == wanted
         assert int(optax.tree.get(state, "prune_count")) == n
 
     def first_entries(self) -> np.ndarray:
@@ -124,6 +130,21 @@ TURNS = (("begin", 1), ("sparse_steps", 1), ("dense_steps", 2), ("stop", 4))
 
 AT_REST = (("attention_optimizer", optax.sgd(1e-9, momentum=0.9)), ("target_anneal", None))
 """An optimizer with slots whose steps are too small for float32: counts are known beforehand."""
+
+RISING = (
+    ("threshold_optimizer", optax.sgd(1.0, momentum=0.5)),
+    ("threshold_init", -4.0),  # lower than the first step of a zero leaf
+    ("decay", 0.1),
+)
+
+
+def above_thresholds(state: Any) -> dict[str, int]:
+    """Entries of each leaf that exceed its threshold, in NumPy."""
+    (found,) = states_of(state)
+    dense = trees.by_path(found.prune_dense)
+    thresholds = {p: 1 / (1 + np.exp(-np.asarray(s))) for p, s in found.prune_learned.items()}
+    return {p: int((np.abs(np.asarray(dense[p])) > t).sum()) for p, t in thresholds.items()}
+
 
 METHODS = {
     "gradual_magnitude": Row(jaxprune.gradual_magnitude, by_leaf=True),
@@ -163,6 +184,15 @@ METHODS = {
     ),
     "layer_attention": Row(
         jaxprune.layer_attention, AT_REST, by_leaf=True, magnitude=False, gradients=True
+    ),
+    "movement": Row(jaxprune.movement, magnitude=False, gradients=True),
+    "soft_threshold": Row(
+        jaxprune.soft_threshold,
+        RISING,
+        by_leaf=True,
+        magnitude=False,
+        gradients=True,
+        counted=above_thresholds,
     ),
     "sr_ste": Row(jaxprune.sr_ste, (*GROUPS, ("every", EVERY)), by_leaf=True, gradients=True),
 }

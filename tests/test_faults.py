@@ -181,7 +181,8 @@ def test_19_zeros_are_exact_over_a_thousand_steps(row: Row) -> None:
     tx = row(theirs(optax.adamw(0.05, b1=0.95, weight_decay=0.1)))
     off, cut = _walk(tx, tiny.params(), tx.init(tiny.params()))
     assert not np.delete(np.asarray(off), [n - 1 for n in row.explores_after]).any()
-    assert (np.asarray(cut)[4:] == 72 - sum(row.target.values())).all()
+    if not row.counted:
+        assert (np.asarray(cut)[4:] == 72 - sum(row.target.values())).all()
 
 
 def _walk(tx: Any, params: Any, state: Any) -> Any:
@@ -226,7 +227,7 @@ def test_23_masked_outside_prunes_what_it_is_given(row: Row) -> None:
     state = tx.init(params)
     for n in range(5):
         params, state = step(tiny.normal(n), state, params)
-    assert tiny.kept(state) == {"head/kernel": row.kept_of(40, 0.5)}
+    assert tiny.kept(state) == {"head/kernel": row.kept_of(40, 0.5, state)}
     tiny.on_support(params, state)
     jaxprune.verify(params, state)
 
@@ -289,7 +290,8 @@ def test_33_the_step_counter_saturates(row: Row) -> None:
     for n in range(3):
         params, state = step(tiny.normal(n), state, params)
         assert int(state.prune_count) == 2**31 - 1
-        assert sum(tiny.kept(state).values()) == sum(row.target.values())
+        wanted = row.counted(state) if row.counted else row.target
+        assert sum(tiny.kept(state).values()) == sum(wanted.values())
         tiny.on_support(params, state)
         jaxprune.verify(params, state)
 
@@ -307,10 +309,11 @@ def test_36_dense_weights_in_a_pruned_run_are_a_loud_choice(row: Row) -> None:
         ValueError, match=r"`params` must .* at 'body/kernel'.*`rebase\(params, opt"
     ):
         jaxprune.verify(dense, state)
-    again, _ = step(tiny.zeros_like(dense), state, dense)
-    tiny.on_support(again, state)
+    again, after = step(tiny.zeros_like(dense), state, dense)
+    tiny.on_support(again, after)
     if state.prune_spec.parts.view.copy:
-        tiny.close(again["head"], params["head"])
+        tiny.close(after.prune_dense["head"], state.prune_dense["head"])
+        tiny.close(again["head"], jaxprune.view_params(params, after)["head"])
 
 
 @every_method
@@ -329,7 +332,7 @@ def test_45_scanned_layers_under_remat_end_on_target(row: Row) -> None:
     for _ in range(5):
         params, state = step(grad(params), state, params)
     tiny.on_support(params, state, whole=not row.grows)
-    assert sum(tiny.kept(state).values()) == row.kept_of(56, 0.5)
+    assert sum(tiny.kept(state).values()) == row.kept_of(56, 0.5, state)
 
 
 @every_method

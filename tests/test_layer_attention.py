@@ -266,7 +266,8 @@ def test_slices_of_a_stack_have_attentions_of_their_own() -> None:
     learned = jaxprune.get_learned(a)["layers/kernel"]
     assert learned.shape == (3, 1, 1)
     for i in range(3):
-        np.testing.assert_allclose(learned[i, 0, 0], jaxprune.get_learned(b)[f"layer{i}/kernel"])
+        alone = jaxprune.get_learned(b)[f"layer{i}/kernel"]
+        np.testing.assert_allclose(learned[i, 0, 0], alone, rtol=1e-5)
         np.testing.assert_array_equal(
             masks_of(a)["layers/kernel"][i], masks_of(b)[f"layer{i}/kernel"]
         )

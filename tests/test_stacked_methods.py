@@ -205,6 +205,7 @@ def test_the_plan_counts_a_stack_in_one_row():
 LATER = {
     "sparse_evolution": dict(sparsity=0.6, every=2, stop=7),
     "granet": dict(sparsity=0.6, ramp=(0, 4), every=2, distribution="uniform"),
+    "movement": dict(sparsity=0.6, ramp=(0, 4), every=2, distribution="uniform"),
     "acdc": dict(
         sparsity=0.6, begin=1, sparse_steps=2, dense_steps=1, stop=5, distribution="uniform"
     ),

@@ -72,7 +72,7 @@ def norms_of(
             continue
         scale = next((p for p in norms.get(module, []) if _last(p).lower() in _SCALES), None)
         if scale is not None and leaves[scale].shape[-1] == widths[path]:
-            found[path] = norms[module]
+            found[path] = [scale, *(place for place in norms[module] if place != scale)]
         elif path in said:
             expected = f"name a norm with a scale of {widths[path]} entries for '{path}'"
             hint = "there are " + (", ".join(norms) or "none")

@@ -15,7 +15,7 @@ from jaxprune.methods.common import check_span
 from jaxprune.methods.companions import Norms, biases_of, norms_of
 from jaxprune.schedules import constant, cubic, every
 from jaxprune.schedules.numbers import checked_share, is_traced
-from jaxprune.selection import cut
+from jaxprune.selection import cut, sum_of
 from jaxprune.transform import method, prune
 from jaxprune.trees import OutputAxis, Where, prunable
 from jaxprune.types import (
@@ -269,11 +269,27 @@ class _Attention(NamedTuple):
         }
 
 
+@jax.custom_vjp
 def attended(w: jax.Array, mask: jax.Array, a: jax.Array) -> jax.Array:
     """``a m w``: w has the gradient a g, pruned or not, and a the sum of ``m w g``."""
-    straight = jax.lax.stop_gradient(a) * w
-    own = jnp.where(mask, a * jax.lax.stop_gradient(w), 0)
-    return through(cut(a * w, mask), straight + own)
+    return cut(a * w, mask)
+
+
+def _forward(w: jax.Array, mask: jax.Array, a: jax.Array) -> tuple[jax.Array, tuple]:
+    return attended(w, mask, a), (w, mask, a)
+
+
+def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+    w, mask, a = saved
+    products = jnp.where(mask, w * g, 0)
+    if not a.ndim:
+        return a * g, None, sum_of(products)
+    stack = a.shape.index(a.size)
+    others = [axis for axis in range(w.ndim) if axis != stack]
+    return a * g, None, jnp.sum(products, axis=others, keepdims=True)
+
+
+attended.defvjp(_forward, _backward)
 
 
 def factor_of(factor: jax.Array, leaf: jax.Array, path: str) -> jax.Array:

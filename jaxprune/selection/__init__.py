@@ -17,7 +17,7 @@ from jaxprune.selection import blocks, chunked, natural
 from jaxprune.selection.keys import Ranked, order_of
 from jaxprune.types import Count, wrong
 
-__all__ = ["Ranked", "any_nan", "count_true", "cut", "keep_largest", "largest_of", "read_before"]
+__all__ = ["Ranked", "any_nan", "count_true", "cut", "keep_largest", "largest_of", "read_before", "sum_of"]
 
 
 def keep_largest(
@@ -175,6 +175,27 @@ def largest_of(values: jax.Array) -> jax.Array:
       Original.
     """
     return blocks.largest_of(values) if _on_one_cpu() else jnp.max(values)
+
+
+def sum_of(values: jax.Array) -> jax.Array:
+    """The sum of numbers; they themselves are not written to memory.
+
+    Args:
+      values: floating, of any shape.
+
+    Returns:
+      A scalar of their type.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.selection import sum_of
+      >>> float(sum_of(jnp.array([[1.0, 3.0], [0.0, 2.0]])))
+      6.0
+
+    References:
+      Original.
+    """
+    return blocks.sum_of(values) if _on_one_cpu() else jnp.sum(values)
 
 
 def read_before(written: Any, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
