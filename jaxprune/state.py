@@ -47,9 +47,8 @@ class Parts(NamedTuple):
     def grows(self) -> bool:
         """Whether pruned entries can come back that did not move meanwhile."""
         candidates = {update.candidates for update in self.mask_updates}
-        return Candidates.PRUNED in candidates or (
-            Candidates.ALL in candidates and not self.view.copy
-        )
+        stand_still = not self.view.copy or self.view.update_scale is not None
+        return Candidates.PRUNED in candidates or (Candidates.ALL in candidates and stand_still)
 
 
 @jax.tree_util.register_static
