@@ -17,7 +17,16 @@ from jaxprune.selection import blocks, chunked, natural
 from jaxprune.selection.keys import Ranked, order_of
 from jaxprune.types import Count, wrong
 
-__all__ = ["Ranked", "any_nan", "count_true", "cut", "keep_largest", "largest_of", "read_before", "sum_of"]
+__all__ = [
+    "Ranked",
+    "any_nan",
+    "count_true",
+    "cut",
+    "keep_largest",
+    "largest_of",
+    "read_before",
+    "sum_of",
+]
 
 
 def keep_largest(
