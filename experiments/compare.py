@@ -9,13 +9,16 @@ compiled step: vmapped convolutions are several times slower on a CPU.
 
 A method's values follow its name: ``--methods rigl:every=8,rigl:every=32:stop=0.5``. What follows
 an ``@`` is a finished method whose training FLOPs a method may spend: ``rigl@gradual_magnitude``
-trains for more updates, or fewer. ``--moving rigl,prune_and_grow`` draws how their masks move.
+trains for more updates, or fewer. What follows a ``~`` is a finished method that learns how sparse
+it becomes: ``rigl~layer_attention`` is as dense as that was on average.
+``--moving rigl,prune_and_grow`` draws how their masks move.
 """
 
 import ast
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -50,6 +53,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prune_and_grow_without_improving": ("prune_and_grow", {"improve_steps": 0}),
     "prune_and_grow_without_freezing": ("prune_and_grow", {"freeze_kept": False}),
     "prune_and_grow_from_zero": ("prune_and_grow", {"grow_from": "zero"}),
+    "layer_attention": ("layer_attention", {}),
+    "layer_attention_after_norm": ("layer_attention", {"site": "after_norm"}),
+    "layer_attention_target_at_once": (
+        "layer_attention",
+        {"attention_init": 0.5, "target_anneal": None},
+    ),
+    "movement": ("movement", {}),
     **{
         f"prune_and_grow_{steps}": (
             "prune_and_grow",
@@ -61,7 +71,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 """What is compared, by name: a method and the values that differ from the common ones. ``random``
 draws masks of ERK densities, ``random_uniform`` of one density everywhere; ``shuffled`` has as many
 weights in each layer as the final mask of magnitude attention of the same seed, elsewhere, and
-trains from scratch. ``prune_and_grow_10`` has stages of 10 updates each, not of 20."""
+trains from scratch. ``layer_attention_target_at_once`` has the form of its authors' code.
+``prune_and_grow_10`` has stages of 10 updates each, not of 20."""
 
 _LONGEST = 4.0
 """Training for equal FLOPs stops at so many times the recipe's updates."""
@@ -139,7 +150,8 @@ class Experiment:
         Yields:
           A row of results for each seed.
         """
-        config = self.recipe(method, sparsity)
+        reach = _reached(finished, method, sparsity)
+        config = self.recipe(method, reach)
         longer = _steps_at_equal_flops(finished, method, sparsity)
         config.steps = round(longer * self.config.steps)
         tx = optimizers.build(config)
@@ -156,7 +168,9 @@ class Experiment:
                 state = _with_random_masks(state, config)
             state, curve = self._trained(state, config)
             result = training.result(state, self.test, config)
-            _check_count(result, sparsity, training.sparsity(state, config.method.name))
+            masked = training.sparsity(state, config.method.name)
+            if config.method.name not in training.ONE_A_LAYER:  # a target is what draws these
+                _check_count(result, reach, masked)
             if "training_flops" in result:  # of a dense run as long as the recipe
                 result["training_flops"] *= longer
             yield result | {
@@ -194,7 +208,7 @@ class Experiment:
 
 def _method(told: str) -> tuple[str, dict[str, Any]]:
     """The method that a row is of, and the values that differ from the common ones."""
-    name, *values = told.partition("@")[0].split(":")
+    name, *values = re.split("[@~]", told)[0].split(":")
     if name not in METHODS:
         raise ValueError(f"`methods` must be among {', '.join(METHODS)}, got {told!r}")
     base, common_values = METHODS[name]
@@ -230,6 +244,21 @@ def _layers(finished: Sequence[Mapping], sparsity: float, seed: int) -> Mapping[
         f"`methods` must name magnitude_attention before shuffled, got no run of it at {sparsity} "
         f"with seed {seed}: shuffled masks take its counts"
     )
+
+
+def _reached(finished: Sequence[Mapping], told: str, sparsity: float) -> float:
+    """The sparsity that a method is to reach: the target, or what another reached on average."""
+    _, at, other = told.partition("~")
+    if not at:
+        return sparsity
+    kept = [row["kept"] for row in finished if (row["method"], row["target"]) == (other, sparsity)]
+    total = next((row["total"] for row in finished if row["method"] == other), 0)
+    if not kept:
+        raise ValueError(
+            f"`methods` must name {other} before {told}, got no run of it at {sparsity}: what it "
+            "reached is the target"
+        )
+    return (total - round(float(np.mean(kept)))) / total
 
 
 def _steps_at_equal_flops(finished: Sequence[Mapping], told: str, sparsity: float) -> float:
@@ -275,7 +304,7 @@ def compare(
       config: the recipe.
       workdir: gets ``results.json``, ``results.md``, ``results.png`` and ``accuracy.png``.
       methods: keys of `METHODS`, each with ``:name=value`` for values of its own, and with
-        ``@other`` to train for the FLOPs of another.
+        ``@other`` to train for the FLOPs of another, or ``~other`` to be as dense as it became.
       sparsities: targets; ``dense`` runs once.
       seeds: number of seeds, counted from 0.
       moving: methods of which one more run, at the first sparsity, shows how masks move, in

@@ -16,10 +16,20 @@ METHODS = (
     "prune_and_grow",
     "rigl",
     "sparse_evolution",
+    "layer_attention",
+    "soft_threshold",
+    "movement",
 )
 """Pruning methods a config may name; ``dense`` is the optimizer alone."""
 
-_SHARES = ("ramp", "exploit_at", "stop")
+_SHARES = ("ramp", "exploit_at", "stop", "target_anneal")
+
+_LEARNERS = {
+    "layer_attention": "attention_optimizer",
+    "soft_threshold": "threshold_optimizer",
+    "movement": "score_optimizer",
+}
+"""What learns beside the weights, and by which argument it is told how."""
 
 
 def build(config: Any) -> optax.GradientTransformation:
@@ -27,8 +37,10 @@ def build(config: Any) -> optax.GradientTransformation:
 
     Args:
       config: the experiment. ``config.method`` holds the ``name`` of the method and its keyword
-        values; ``ramp``, ``exploit_at`` and ``stop`` are shares of the training there, not updates,
-        so that a shorter run is the same recipe. Periods are in updates.
+        values; ``ramp``, ``exploit_at``, ``stop`` and ``target_anneal`` are shares of the training
+        there, not updates, so that a shorter run is the same recipe. Periods are in updates.
+        ``learner_rate`` is the highest learning rate of what is learned beside the weights, by SGD
+        with momentum 0.9 on the weights' own schedule.
 
     Returns:
       A gradient transformation.
@@ -54,7 +66,16 @@ def build(config: Any) -> optax.GradientTransformation:
     if name == "dense":
         return optimizer
     method = getattr(jaxprune, _of(dict(zip(METHODS, METHODS, strict=True)), name, "method.name"))
+    if name in _LEARNERS:
+        options[_LEARNERS[name]] = _learner(config, options.pop("learner_rate"))
     return method(optimizer, where=config["where"] or None, **options)
+
+
+def _learner(config: Any, peak: float) -> optax.GradientTransformation:
+    """Momentum on the schedule of the weights, at another height."""
+    schedule = learning_rate(config["optimizer"], config["steps"])
+    share = peak / config["optimizer"]["learning_rate"]
+    return optax.sgd(lambda count: share * schedule(count), momentum=0.9)
 
 
 def inner(config: Any) -> optax.GradientTransformation:
@@ -82,7 +103,7 @@ def inner(config: Any) -> optax.GradientTransformation:
 
 
 def in_updates(method: Any, steps: int) -> dict[str, Any]:
-    """A method's values with ``ramp``, ``exploit_at`` and ``stop`` in updates instead of shares.
+    """A method's values with its times in updates instead of shares of the training.
 
     Args:
       method: ``name`` and values of a method.
@@ -101,7 +122,7 @@ def in_updates(method: Any, steps: int) -> dict[str, Any]:
     """
     options = dict(method)
     for name in _SHARES:
-        if name in options:
+        if options.get(name) is not None:
             options[name] = jax.tree.map(lambda share: round(share * steps), options[name])
     return options
 

@@ -41,6 +41,8 @@ def of_run(
 ) -> list[pathlib.Path]:
     """Draws a finished run: accuracy over steps, density per layer, the first layer's mask.
 
+    Of a method that learns a number a layer, also these numbers and the densities over the updates.
+
     Args:
       workdir: holds ``metrics.jsonl``; the pictures go there.
       result: what `training.result` measured.
@@ -56,6 +58,8 @@ def of_run(
     rows = {result["method"]: logs.read(workdir / "metrics.jsonl")}
     files = [accuracy_over_steps(workdir / "accuracy.png", rows)]
     files.append(density_per_layer(workdir / "density.png", result["layers"]))
+    if any(name.startswith("learned/") for row in rows[result["method"]] for name in row):
+        files.append(layers_over_steps(workdir / "layers.png", rows[result["method"]]))
     if after is not None:
         files.append(mask_before_and_after(workdir / "first_mask.png", before, after))
     return files
@@ -93,6 +97,31 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **style: A
     points = [(row["step"], row[name]) for row in rows if name in row]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
+
+
+def layers_over_steps(path: pathlib.Path, rows: Sequence[Mapping[str, float]]) -> pathlib.Path:
+    """What is learned of each layer, and how dense the layer is, over the updates.
+
+    Args:
+      path: the file.
+      rows: metrics with ``learned/<layer>`` and ``density/<layer>``.
+
+    Returns:
+      The file.
+
+    References:
+      original.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = dict(zip(("learned", "density"), figure.subplots(1, 2, sharex=True), strict=True))
+    layers = [name.partition("/")[2] for name in rows[-1] if name.startswith("learned/")]
+    for index, layer in enumerate(layers):
+        for kind, axes in panels.items():
+            _line(axes, rows, f"{kind}/{layer}", color=f"C{index}", label=layer)
+    panels["learned"].set(xlabel="updates", ylabel="what is learned of a layer")
+    panels["density"].set(xlabel="updates", ylabel="density of the layer", ylim=(-0.02, 1.02))
+    panels["density"].legend(fontsize="x-small", ncols=1 + len(layers) // 12)
+    return _save(figure, path)
 
 
 def density_per_layer(path: pathlib.Path, layers: Mapping[str, Sequence[int]]) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """What the numbers of a comparison say: a table, and differences no larger than they are."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,24 @@ def _flops(rows: Sequence[Row], method: str, target: float) -> str:
     return ", ".join(f"{np.mean(shares):.3f}" for shares in zip(*found, strict=True)) or "-"
 
 
+def _reached(rows: Sequence[Row], method: str, target: float) -> str:
+    """Mean and standard deviation of the share that is kept."""
+    found = [
+        row["kept"] / row["total"]
+        for row in rows
+        if (row["method"], row["target"]) == (method, target)
+    ]
+    spread = f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
+    return f"{np.mean(found):.4f}{spread}" if found else "-"
+
+
+def _off_target(row: Row) -> bool:
+    """Whether a run ended at another sparsity than the one it was meant to have."""
+    if "kept" not in row or not row["target"]:
+        return False
+    return abs(row["kept"] / row["total"] - (1 - row["target"])) > 1e-3
+
+
 def table(rows: Sequence[Row]) -> str:
     """Mean and standard deviation over seeds of the final test accuracy, and what a run costs.
 
@@ -53,7 +72,8 @@ def table(rows: Sequence[Row]) -> str:
 
     Returns:
       A table in Markdown: a row a method, a column a sparsity; then a column a sparsity for FLOPs,
-      of training and of inference.
+      of training and of inference, and one for the density that was reached, where a method decided
+      that itself.
 
     Examples:
       >>> from experiments import report
@@ -76,16 +96,21 @@ def table(rows: Sequence[Row]) -> str:
     counted = any("training_flops" in row for row in rows)
     if counted:
         heads += [f"FLOPs at {100 * target:g} %: training, inference" for target in targets]
+    learned = any(map(_off_target, rows))
+    if learned:
+        heads += [f"density at {100 * target:g} %" for target in targets]
     lines = [heads]
     dense = list(_of(rows, "dense", 0.0).values())
     if dense:
         cost = [_flops(rows, "dense", 0.0)] * len(targets) if counted else []
+        cost += ["1"] * len(targets) if learned else []
         lines.append(["dense", *[_cell(dense)] * len(targets), str(len(dense)), *cost])
     for method in _methods(rows):
         found = [list(_of(rows, method, target).values()) for target in targets]
         runs = sorted({len(accuracies) for accuracies in found})
         told = " to ".join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))
         cost = [_flops(rows, method, target) for target in targets] if counted else []
+        cost += [_reached(rows, method, target) for target in targets] if learned else []
         lines.append([method, *map(_cell, found), told, *cost])
     written = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([written[0], "|---" * len(heads) + "|", *written[1:]])
@@ -124,21 +149,31 @@ def findings(rows: Sequence[Row]) -> list[str]:
     pairs = [
         (name, other)
         for name in names
-        if name.partition("@")[0] in _SUBJECTS
+        if re.split("[@~]", name)[0] in _SUBJECTS
         for other in names
-        if other != name and _comparable(name, other) and (other, name) != _SUBJECTS
+        if other != name and _comparable(name, other) and (other, name) not in _DONE
     ]
     pairs = pairs or list(itertools.combinations(names, 2))
     found = [_difference(rows, *pair, target) for target in _targets(rows) for pair in pairs]
     return [sentence for sentence in found if sentence]
 
 
-_SUBJECTS = ("magnitude_attention", "prune_and_grow")
+_SUBJECTS = ("magnitude_attention", "prune_and_grow", "layer_attention")
+
+_DONE = frozenset(itertools.combinations(_SUBJECTS, 2))
+"""Pairs of subjects that are told from the other side already."""
 
 
 def _comparable(one: str, other: str) -> bool:
-    """Whether two methods trained for as many updates, or for as many FLOPs."""
+    """Whether two methods are alike in what matters.
+
+    They trained for as many updates, or for as many FLOPs; and became as dense, where one of them
+    decided that itself.
+    """
     costs = one.partition("@")[2], other.partition("@")[2]
+    if "~" in one + other or "layer_attention" in (one, other):
+        dense = one.partition("~")[2], other.partition("~")[2]
+        return other == dense[0] or one == dense[1] or (dense[0] == dense[1] != "")
     return costs[0] == costs[1] or other == costs[0] or one == costs[1]
 
 

@@ -65,7 +65,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
                 row["sparsity"] = training.sparsity(state, config.method.name)
                 if step % config.evaluate_every == 0 or last:
                     row["test_accuracy"] = training.accuracy(state, test)
-                log.write(step, **row)
+                log.write(step, **row, **training.learned(state, config.method.name))
                 bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
                 window = []
             if step % config.checkpoint_every == 0 or last:

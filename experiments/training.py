@@ -24,6 +24,9 @@ from jaxprune import flops, trees
 
 _TEST_BATCH = 500
 
+ONE_A_LAYER = ("layer_attention", "soft_threshold")
+"""Methods that learn a number a layer, and by it how sparse the layer becomes."""
+
 
 class State(train_state.TrainState):
     """Flax's training state, the running statistics of batch norm, and what training has cost.
@@ -241,6 +244,30 @@ def sparsity(state: State, method: str) -> float:
       original.
     """
     return 0.0 if method == "dense" else float(jaxprune.sparsity_of(state.opt_state))
+
+
+def learned(state: State, method: str) -> dict[str, float]:
+    """What a method has learned of each layer, and how dense the layer is.
+
+    Args:
+      state: the training state.
+      method: name of its method.
+
+    Returns:
+      ``learned/<path>`` and ``density/<path>`` where a number is learned of each layer; else
+      nothing.
+
+    References:
+      original.
+    """
+    if method not in ONE_A_LAYER:
+        return {}
+    masks = trees.by_path(jaxprune.get_masks(state.opt_state))
+    numbers = jax.device_get(jaxprune.get_learned(state.opt_state))
+    densities = jax.device_get({path: jnp.mean(m, dtype=jnp.float32) for path, m in masks.items()})
+    return {f"learned/{path}": float(x) for path, x in numbers.items()} | {
+        f"density/{path}": float(x) for path, x in densities.items()
+    }
 
 
 def result(state: State, test: data.Dataset, config: Any) -> dict[str, Any]:

@@ -38,11 +38,22 @@ METHODS = {
     },
     "rigl": _DROP_AND_GROW,
     "sparse_evolution": _DROP_AND_GROW,
+    "layer_attention": {
+        "sparsity": 0.9,
+        "target_anneal": (0.0, 0.75),
+        "learner_rate": 0.01,
+        "alpha": 1.0,
+        "gamma": 5.0,
+        "attention_init": 0.99,
+        "site": "layer",
+    },
+    "soft_threshold": {"learner_rate": 0.1, "threshold_init": -8.0, "decay": 0.001},
+    "movement": {**_RAMP, "learner_rate": 1.0},
 }
-"""The values of each method; ``ramp``, ``exploit_at`` and ``stop`` are shares of the training,
-periods are in updates. Methods that end in masks of their own choice rank over the whole network,
-and those that start sparse share ERK densities, so that a comparison shows the method and not the
-budget of layers."""
+"""The values of each method; ``ramp``, ``exploit_at``, ``stop`` and ``target_anneal`` are shares of
+the training, periods are in updates. Methods that end in masks of their own choice rank over the
+whole network, and those that start sparse share ERK densities, so that a comparison shows the
+method and not the budget of layers; layer attention learns its own."""
 
 
 def method(name: str, **values: Any) -> ConfigDict:
