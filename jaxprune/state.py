@@ -47,8 +47,10 @@ class Parts(NamedTuple):
     def grows(self) -> bool:
         """Whether pruned entries can come back that did not move meanwhile."""
         candidates = {update.candidates for update in self.mask_updates}
-        stand_still = not self.view.copy or self.view.update_scale is not None
-        return Candidates.PRUNED in candidates or (Candidates.ALL in candidates and stand_still)
+        held = self.learner is not None and self.view.update_scale is not None
+        return Candidates.PRUNED in candidates or (
+            Candidates.ALL in candidates and (held or not self.view.copy)
+        )
 
 
 @jax.tree_util.register_static
