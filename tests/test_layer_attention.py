@@ -282,6 +282,17 @@ def test_slices_of_a_stack_have_attentions_of_their_own() -> None:
             )
 
 
+def test_a_stack_of_one_layer_is_a_layer() -> None:
+    params = {"layers": {"kernel": jnp.ones((4, 1, 5)), "bias": jnp.ones((1, 5))}}
+    tx = method(stacked={"layers/kernel": 1}, attention_optimizer=optax.sgd(1.0), gamma=0.0)
+    grads = jax.tree.map(lambda p: 0.01 * p, params)
+    updates, state = tx.update(grads, tx.init(params), params)
+    learned = jaxprune.get_learned(state)["layers/kernel"]
+    assert learned.shape == (1, 1, 1)
+    np.testing.assert_allclose(learned, 0.5 - 0.25, rtol=1e-5)  # 20 weights and 5 biases
+    assert applied(params, updates)["layers"]["bias"].shape == (1, 5)
+
+
 def test_a_stack_whose_bias_is_stacked_otherwise_is_refused() -> None:
     params = {"layers": {"kernel": jnp.ones((4, 3, 5)), "bias": jnp.ones((3, 5))}}
     with pytest.raises(ValueError, match=r"'layers/bias'.*stacked along axis 1 as its kernel is"):

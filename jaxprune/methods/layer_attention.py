@@ -284,8 +284,7 @@ def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     products = jnp.where(mask, w * g, 0)
     if not a.ndim:
         return a * g, None, sum_of(products)
-    stack = a.shape.index(a.size)
-    others = [axis for axis in range(w.ndim) if axis != stack]
+    others = [axis for axis, layers in enumerate(a.shape) if layers == 1]
     return a * g, None, jnp.sum(products, axis=others, keepdims=True)
 
 
@@ -294,8 +293,8 @@ attended.defvjp(_forward, _backward)
 
 def factor_of(factor: jax.Array, leaf: jax.Array, path: str) -> jax.Array:
     """A layer's factor in the type of a leaf; those of a stack along the same axis of the leaf."""
-    if not factor.ndim:
-        return factor.astype(leaf.dtype)
+    if factor.size == 1:
+        return factor.reshape([1] * min(factor.ndim, leaf.ndim)).astype(leaf.dtype)
     axis = factor.shape.index(factor.size)
     if leaf.ndim <= axis or leaf.shape[axis] != factor.size:
         expected = f"be stacked along axis {axis} as its kernel is, {factor.size} layers"
