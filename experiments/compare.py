@@ -144,8 +144,8 @@ class Experiment:
           method: a key of `METHODS`.
           sparsity: its target.
           seeds: of initial weights, order of the data and random masks.
-          finished: results so far; ``shuffled`` finds its densities there, and a method with an
-            ``@`` what it and the other cost.
+          finished: results so far; ``shuffled`` finds its densities there, a method with an ``@``
+            what it and the other cost, and one with a ``~`` how dense the other became.
 
         Yields:
           A row of results for each seed.

@@ -8,19 +8,22 @@ import optax
 
 import jaxprune
 
-METHODS = (
-    "magnitude_attention",
-    "straight_through",
-    "gradual_magnitude",
-    "static",
-    "prune_and_grow",
-    "rigl",
-    "sparse_evolution",
-    "layer_attention",
-    "soft_threshold",
-    "movement",
-)
-"""Pruning methods a config may name; ``dense`` is the optimizer alone."""
+METHODS = {
+    name: getattr(jaxprune, name)
+    for name in (
+        "magnitude_attention",
+        "straight_through",
+        "gradual_magnitude",
+        "static",
+        "prune_and_grow",
+        "rigl",
+        "sparse_evolution",
+        "layer_attention",
+        "soft_threshold",
+        "movement",
+    )
+}
+"""Pruning methods by the name a config gives; ``dense`` is the optimizer alone."""
 
 _SHARES = ("ramp", "exploit_at", "stop", "target_anneal")
 
@@ -65,7 +68,7 @@ def build(config: Any) -> optax.GradientTransformation:
     name = options.pop("name")
     if name == "dense":
         return optimizer
-    method = getattr(jaxprune, _of(dict(zip(METHODS, METHODS, strict=True)), name, "method.name"))
+    method = _of(METHODS, name, "method.name")
     if name in _LEARNERS:
         options[_LEARNERS[name]] = _learner(config, options.pop("learner_rate"))
     return method(optimizer, where=config["where"] or None, **options)

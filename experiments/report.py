@@ -126,9 +126,10 @@ def findings(rows: Sequence[Row]) -> list[str]:
       rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``.
 
     Returns:
-      Sentences, one a pair of methods and sparsity, for pairs with magnitude attention and with
-      prune and grow; of all methods when neither is there. A method that trained for the FLOPs of
-      another is compared with that one, and with those that did so too.
+      Sentences, one a pair of methods and sparsity, for pairs with magnitude attention, prune and
+      grow, and layer attention; of all methods when none is there. A method that trained for the
+      FLOPs of another, or is as dense as another became, is compared with that one, and with those
+      that did so too.
 
     Examples:
       >>> from experiments import report

@@ -32,7 +32,7 @@ def learned_step(
         if learner.penalty is not None:
             penalty = learner.penalty
             more = jax.grad(lambda x: penalty(signals._replace(learned=x)))(learned)
-            total = jax.tree.map(lambda a, b: a + b, grads, more)
+            total = optax.tree.add(grads, more)
         optimizer = optax.with_extra_args_support(learner.optimizer)
         moves, new_slots = optimizer.update(total, slots, learned, **extra)
         new = optax.apply_updates(learned, moves)
@@ -62,6 +62,6 @@ def in_turn(
 
     def hold() -> tuple[Any, Any]:
         moves, _ = jax.eval_shape(move)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), moves), slots
+        return jax.tree.map(jnp.zeros_like, moves), slots
 
     return jax.lax.cond(learner.alternate(step)[0], move, hold)

@@ -191,6 +191,12 @@ def is_optimizer(value: object) -> bool:
     return hasattr(value, "init") and hasattr(value, "update")
 
 
+def check_optimizer(argument: str, came: object) -> None:
+    """Raises a TypeError unless a value is an optax optimizer."""
+    if not is_optimizer(came):
+        raise TypeError(wrong(argument, "be an optax optimizer", came))
+
+
 def wrong(argument: str, expected: str, came: object, hint: str = "") -> str:
     """The one sentence of an error: which argument, what was expected, what came."""
     return f"`{argument}` must {expected}, got {came!r}" + (f": {hint}" if hint else "")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.distributions.filling import Shapes
@@ -111,3 +113,7 @@ class Layers(NamedTuple):
         if axis is None:
             return ()
         return tuple(n if a == axis else 1 for a, n in enumerate(self.whole[path]))
+
+    def full(self, value: Any) -> dict[str, jax.Array]:
+        """A float32 number for each layer, in the shape of its leaf's counts."""
+        return {p: jnp.full(self.count_shape(p), value, jnp.float32) for p in self.whole}

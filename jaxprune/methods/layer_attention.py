@@ -1,6 +1,6 @@
 """Layer attention (ASWL): each layer learns how much it counts, and is pruned by the rest."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from jaxprune.types import (
     MaskUpdate,
     Signals,
     View,
-    is_optimizer,
+    check_optimizer,
     one_of,
     wrong,
 )
@@ -126,8 +126,7 @@ def layer_attention(
       the slope of phi through the bounds and ``site="after_norm"`` are ours.
     """
     sparsity = checked_share("sparsity", sparsity, whole=True)
-    if not is_optimizer(attention_optimizer):
-        raise TypeError(wrong("attention_optimizer", "be an optax optimizer", attention_optimizer))
+    check_optimizer("attention_optimizer", attention_optimizer)
     one_of("site", site, ("layer", "after_norm"))
     if not is_traced(alpha) and not alpha > 0:
         raise ValueError(wrong("alpha", "be above 0", alpha))
@@ -145,7 +144,6 @@ def layer_attention(
         target=lambda step: 1 - sparsity * course.progress(step),
         gamma=gamma,
         sites=_Sites(site, norms, output_axis),
-        stacked=stacked,
     )
     top = jnp.where(jnp.asarray(alpha) < 1, _BELOW_ONE, 1.0)
     return prune(
@@ -154,7 +152,7 @@ def layer_attention(
         View(attention.seen, copy=True, inverse=attention.inverse, decay_on=sparse_weights),
         where=where,
         learner=Learner(
-            init=lambda mask: attention.full(mask, attention_init),
+            init=lambda mask: Layers.of(mask, stacked).full(attention_init),
             optimizer=attention_optimizer,
             penalty=attention.penalty,
             project=lambda learned: jax.tree.map(lambda a: jnp.clip(a, _LEAST, top), learned),
@@ -221,12 +219,6 @@ class _Attention(NamedTuple):
     target: Callable[[Any], Any]
     gamma: Any
     sites: _Sites
-    stacked: Stacked
-
-    def full(self, mask: Leaves, value: float) -> dict[str, jax.Array]:
-        """The first attentions."""
-        layers = Layers.of(mask, self.stacked)
-        return {p: jnp.full(layers.count_shape(p), value, jnp.float32) for p in mask}
 
     def kept(self, s: Signals) -> Counts:
         """``n - floor(p n)`` of each layer."""
@@ -247,7 +239,7 @@ class _Attention(NamedTuple):
 
     def seen(self, s: Signals) -> Leaves:
         """``a m w``, and ``a b``; or ``m w`` and the norm's leaves times a."""
-        factors = self.factors(s, s.learned)
+        factors = self.factors(s)
         others = {place: a * s.dense[place] for place, a in factors.items() if place not in s.mask}
         one = jnp.ones((), jnp.float32)
         return others | {
@@ -257,13 +249,12 @@ class _Attention(NamedTuple):
 
     def inverse(self, s: Signals) -> Leaves:
         """The weights of which seen values are the view."""
-        factors = self.factors(s, s.learned)
-        return {place: s.dense[place] / a for place, a in factors.items()}
+        return {place: s.dense[place] / a for place, a in self.factors(s).items()}
 
-    def factors(self, s: Signals, attentions: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def factors(self, s: Signals) -> dict[str, jax.Array]:
         """The attention at each of its sites."""
         return {
-            place: factor_of(attentions[path], s.dense[place], place)
+            place: factor_of(s.learned[path], s.dense[place], place)
             for path, places in self.sites.of(s.mask, s.dense).items()
             for place in places
         }

@@ -224,8 +224,7 @@ class _Attention(NamedTuple):
 
     def blank(self, mask: Leaves) -> dict[str, Any]:
         """Before the first update the network is dense: a is 1 everywhere."""
-        layers = Layers.of(mask, self.stacked)
-        top = {path: jnp.ones(layers.count_shape(path), jnp.float32) for path in mask}
+        top = Layers.of(mask, self.stacked).full(1.0)
         return {"floor": jnp.ones((), jnp.float32), "top": top, **self.units.init(mask)}
 
     def remember(self, s: Signals) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jaxprune.methods.common import refreshes, schedule_of
 from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where
-from jaxprune.types import Learner, Leaves, MaskUpdate, Signals, View, is_optimizer, wrong
+from jaxprune.types import Learner, Leaves, MaskUpdate, Signals, View, check_optimizer
 from jaxprune.views import through
 
 
@@ -94,8 +94,7 @@ def movement(
       equal, as the zeros of a leaf without gradient, go to the lower index. A NaN gradient stays in
       its score, a pruned weight's too, and refreshes are skipped from then on, and counted.
     """
-    if not is_optimizer(score_optimizer):
-        raise TypeError(wrong("score_optimizer", "be an optax optimizer", score_optimizer))
+    check_optimizer("score_optimizer", score_optimizer)
     schedule = schedule_of(sparsity, ramp, start, where)
     budget = Budget(schedule, distribution, overrides, min_density, stacked)
     highest_stay = MaskUpdate(

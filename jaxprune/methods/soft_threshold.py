@@ -21,7 +21,7 @@ from jaxprune.types import (
     MaskUpdate,
     Signals,
     View,
-    is_optimizer,
+    check_optimizer,
     wrong,
 )
 from jaxprune.views import through
@@ -95,17 +95,12 @@ def soft_threshold(
       so that a leaf of zeros can leave 0 where the first threshold allows it; and the loss of the
       first update is that of the weights as they are given.
     """
-    if not is_optimizer(threshold_optimizer):
-        raise TypeError(wrong("threshold_optimizer", "be an optax optimizer", threshold_optimizer))
+    check_optimizer("threshold_optimizer", threshold_optimizer)
     if not is_traced(threshold_init) and not -np.inf < threshold_init < 0:
         hint = "it is no threshold yet, sigmoid makes one of it"
         raise ValueError(wrong("threshold_init", "be finite and below 0", threshold_init, hint))
     if not is_traced(decay) and not decay >= 0:
         raise ValueError(wrong("decay", "be 0 or more", decay))
-
-    def first(mask: Leaves) -> Leaves:
-        layers = Layers.of(mask, stacked)
-        return {p: jnp.full(layers.count_shape(p), threshold_init, jnp.float32) for p in mask}
 
     def penalty(s: Signals) -> jax.Array:
         return decay / 2 * sum(jnp.sum(jnp.square(x)) for x in s.learned.values())
@@ -115,7 +110,11 @@ def soft_threshold(
         [MaskUpdate(every(1), excess, count=_as_many_as_there_are, select=_above_zero)],
         View(shrunk, copy=True, inverse=_grown_back),
         where=where,
-        learner=Learner(first, threshold_optimizer, penalty),
+        learner=Learner(
+            init=lambda mask: Layers.of(mask, stacked).full(threshold_init),
+            optimizer=threshold_optimizer,
+            penalty=penalty,
+        ),
         seed=seed,
     )
 

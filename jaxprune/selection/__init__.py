@@ -234,8 +234,8 @@ def read_before(written: Any, arrays: Mapping[str, jax.Array]) -> dict[str, jax.
     if not leaves or not _on_one_cpu():
         return dict(arrays)
     first = [lax.slice(leaf.reshape(-1), (0,), (1,))[0] for leaf in leaves]
-    bits = jnp.stack([lax.bitcast_convert_type(x, jnp.uint32) for x in first]) >> np.uint32(8)
-    done = jnp.sum(bits >> np.uint32(8), dtype=jnp.int32) >= 0  # always, which XLA does not know
+    bits = jnp.stack([lax.bitcast_convert_type(x, jnp.uint32) for x in first])
+    done = jnp.sum(bits >> np.uint32(16), dtype=jnp.int32) >= 0  # always, which XLA does not know
     return {path: jnp.where(done, x, jnp.zeros_like(x)) for path, x in arrays.items()}
 
 

@@ -75,6 +75,12 @@ def _whole(x: jax.Array) -> jax.Array:
     return lax.slice(x, (0,), (x.size // BLOCK * BLOCK,))
 
 
+def _whole_and_rest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The whole blocks of an array of any shape, flat, and what is left of it."""
+    flat = x.reshape(-1)
+    return _whole(flat), lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape)
+
+
 def _rest(leaf: Ranked, order: Order) -> jax.Array:
     """The codes of what is left of a flat leaf, as one block."""
     start = leaf.values.size // BLOCK * BLOCK
@@ -185,32 +191,28 @@ def _columns(hits: jax.Array) -> jax.Array:
 
 def count_true(hits: jax.Array) -> jax.Array:
     """How many entries are True of a bool array that nobody has written yet, and nobody will."""
-    flat = hits.reshape(-1)
-    rest = lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape)
-    whole = jnp.sum(_columns(_whole(flat)), dtype=jnp.int32)
-    return whole + jnp.sum(rest, dtype=jnp.int32)
+    whole, rest = _whole_and_rest(hits)
+    return jnp.sum(_columns(whole), dtype=jnp.int32) + jnp.sum(rest, dtype=jnp.int32)
 
 
 def sum_of(values: jax.Array) -> jax.Array:
     """The sum of an array of numbers that nobody has written yet, and nobody will."""
-    flat = values.reshape(-1)
-    rest = lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape)
-    rows = _whole(flat).reshape(-1, 32, _LANES)
+    whole, rest = _whole_and_rest(values)
+    rows = whole.reshape(-1, 32, _LANES)
 
     def add(a: jax.Array, b: jax.Array) -> jax.Array:
         # A plain sum XLA gives to a library, and writes the numbers to memory for it.
         return jnp.where(b == b, a + b, b)
 
-    columns = lax.reduce(rows, np.zeros((), flat.dtype), add, (1,))
+    columns = lax.reduce(rows, np.zeros((), rest.dtype), add, (1,))
     return jnp.sum(lax.optimization_barrier(columns)) + jnp.sum(rest)
 
 
 def largest_of(values: jax.Array) -> jax.Array:
     """The largest of an array of numbers, 0 or above, that nobody has written yet."""
-    flat = values.reshape(-1)
-    rest = lax.slice(flat, (flat.size // BLOCK * BLOCK,), flat.shape)
-    rows = _whole(flat).reshape(-1, BLOCK // _COLUMNS, _COLUMNS)
-    columns = lax.reduce(rows, np.zeros((), flat.dtype), lax.max, (1,))
+    whole, rest = _whole_and_rest(values)
+    rows = whole.reshape(-1, BLOCK // _COLUMNS, _COLUMNS)
+    columns = lax.reduce(rows, np.zeros((), rest.dtype), lax.max, (1,))
     return jnp.maximum(jnp.max(columns, initial=0), jnp.max(rest, initial=0))
 
 
