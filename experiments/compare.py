@@ -57,7 +57,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "layer_attention_after_norm": ("layer_attention", {"site": "after_norm"}),
     "layer_attention_target_at_once": (
         "layer_attention",
-        {"attention_init": 0.5, "target_anneal": None},
+        {"attention_init": 0.5, "target_anneal": None, "gamma": 5.0},
     ),
     "movement": ("movement", {}),
     **{

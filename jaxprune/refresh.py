@@ -7,14 +7,13 @@ optimizer go through it too, and where its view settles, the dense weights; both
 
 import functools
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import slots
-from jaxprune.masks import largest
+from jaxprune.masks.ranking import chosen, largest
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.scores import gradient, magnitude
 from jaxprune.selection import Ranked, any_nan, count_true
@@ -22,13 +21,22 @@ from jaxprune.state import PRNG, Parts
 from jaxprune.trees import by_path, is_complex, known
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals
 
+Cuts = tuple[dict[str, jax.Array], ...]
+"""Where the last two searches of each change ended, by group of leaves; as in the state."""
+
 Counters = tuple[jax.Array, jax.Array, jax.Array]
 """Drift, skipped and revived, as in the state."""
 
 
 def refresh(
-    parts: Parts, signals: Signals, age: jax.Array, params: Leaves, counters: Counters, inner: Any
-) -> tuple[Signals, Counters, Any]:
+    parts: Parts,
+    signals: Signals,
+    age: jax.Array,
+    params: Leaves,
+    counters: Counters,
+    inner: Any,
+    cuts: Cuts,
+) -> tuple[Signals, Counters, Any, Cuts]:
     """Masks, memory, counters and slots after an update; all are held unless a change is due.
 
     Args:
@@ -38,10 +46,11 @@ def refresh(
       params: the params as they came in, by path, to be searched for drift.
       counters: drift, skipped and revived so far.
       inner: the state of the inner optimizer.
+      cuts: where the last searches ended.
 
     Returns:
-      The signals at that age with masks, memory and settled weights renewed; the counters; and the
-      inner state, in which entries that begin to grow start anew.
+      The signals at that age with masks, memory and settled weights renewed; the counters; the
+      inner state, in which entries that begin to grow start anew; and where searches ended.
     """
     whens = [update.when(age) for update in parts.mask_updates]
     due = functools.reduce(jnp.logical_or, whens, age == 1)
@@ -52,20 +61,21 @@ def refresh(
     before, signals = signals._replace(step=age - 1), signals._replace(step=age)
 
     def change() -> tuple:
-        mask, memory, new_counters, begin, grown = _change(
-            parts, before, signals, params, counters, whens
+        mask, memory, new_counters, begin, grown, new_cuts = _change(
+            parts, before, signals, params, counters, whens, cuts
         )
         after = signals._replace(mask=mask, memory=memory or signals.memory)
         dense = {} if settle is None else dict(settle(after, grown))
-        return mask, memory, new_counters, dense, slots.restarted(inner, begin, mask, params)
+        new_inner = slots.restarted(inner, begin, mask, params)
+        return mask, memory, new_counters, dense, new_inner, new_cuts
 
     def keep() -> tuple:
         dense = {} if settle is None else {path: signals.dense[path] for path in signals.mask}
-        return dict(signals.mask), held, counters, dense, inner
+        return dict(signals.mask), held, counters, dense, inner, cuts
 
-    mask, memory, counters, dense, inner = _if(due, change, keep)
+    mask, memory, counters, dense, inner, cuts = _if(due, change, keep)
     signals = signals._replace(mask=mask, dense={**signals.dense, **dense})
-    return signals._replace(memory=memory or signals.memory), counters, inner
+    return signals._replace(memory=memory or signals.memory), counters, inner, cuts
 
 
 def _renews(parts: Parts) -> bool:
@@ -87,7 +97,8 @@ def _change(
     params: Leaves,
     counters: Counters,
     whens: list[jax.Array],
-) -> tuple[dict[str, jax.Array], Any, Counters, Leaves, Leaves]:
+    cuts: Cuts,
+) -> tuple[dict[str, jax.Array], Any, Counters, Leaves, Leaves, Cuts]:
     drift, skipped, revived = counters
     first, old = signals.step == 1, signals.mask
     key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=PRNG), signals.step)
@@ -97,19 +108,19 @@ def _change(
         path: jnp.where(first, began[path], m) if path in began else m for path, m in old.items()
     }
     signals, failed = signals._replace(mask=old), any_nan(jax.tree.leaves(signals.learned))
-    for due, update in zip(whens, parts.mask_updates, strict=True):
-        new, failure = _if(
-            due,
-            partial(changed, update, readable(parts, signals)),
-            partial(lambda mask: (mask, jnp.zeros((), bool)), dict(signals.mask)),
-        )
+    ended = []
+    for due, update, near in zip(whens, parts.mask_updates, cuts, strict=True):
+        new, failure, near = _if_due(due, update, readable(parts, signals), near)
         failed |= failure
         signals = signals._replace(mask=new)
+        ended.append(near)
     mask = {path: jnp.where(failed, old[path], m) for path, m in signals.mask.items()}
     begin = _beginning(parts, before, signals._replace(mask=mask)) if parts.grows else {}
     grown = {path: m & ~before.mask[path] for path, m in mask.items()} if parts.view.settle else {}
     begin, grown = jax.lax.optimization_barrier((begin, grown))
-    odd = _odd_entries(params, mask, hidden(parts, before), first)
+    none = jnp.zeros((), jnp.int32)
+    looked = ~first & _looked_at(parts, signals.step)
+    odd = _if(looked, lambda: _written(params, hidden(parts, before)), lambda: none)
     # Shifted, no count is negative. But all reading of the old masks has to be done before they
     # are overwritten: where nothing says so, XLA copies them, in every step.
     counts = jnp.stack([odd, *map(count_true, [*begin.values(), *grown.values()])])
@@ -119,9 +130,9 @@ def _change(
     if parts.memory and memory:
         new = parts.memory.update(signals._replace(mask=mask))
         memory = jax.tree.map(lambda a, b: jnp.where(failed, a, b.astype(a.dtype)), memory, new)
-    drift += jnp.where(first, 0, odd)
-    skipped += failed.astype(jnp.int32)
-    return mask, memory, (drift, skipped, jnp.where(first, odd, revived)), begin, grown
+    revived = _if(first, lambda: _kept_zeros(params, mask), lambda: revived)
+    counters = drift + odd, skipped + failed.astype(jnp.int32), revived
+    return mask, memory, counters, begin, grown, tuple(ended)
 
 
 def started(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
@@ -140,15 +151,34 @@ def readable(parts: Parts, signals: Signals) -> Signals:
     return signals._replace(grads={}) if parts.view.copy else signals
 
 
-def changed(update: MaskUpdate, signals: Signals) -> tuple[dict[str, jax.Array], jax.Array]:
+def _if_due(
+    due: jax.Array, update: MaskUpdate, signals: Signals, near: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
+    """Masks, whether a score is NaN, and the last two cuts, changed if due."""
+
+    def change() -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
+        mask, failed, cuts = changed(update, signals, near)
+        return mask, failed, {name: jnp.stack([cuts[name], two[0]]) for name, two in near.items()}
+
+    held = dict(signals.mask), jnp.zeros((), bool), near
+    if not update.warm_start:
+        return _if(due, change, lambda: held)
+    # Due nearly always: chosen in the kernel that writes the masks, not by a door behind it.
+    return jax.tree.map(lambda new, old: jnp.where(due, new, old), change(), held)
+
+
+def changed(
+    update: MaskUpdate, signals: Signals, near: Mapping[str, jax.Array] | None = None
+) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
     """The masks after one change, and whether a score was NaN at a candidate.
 
     Args:
       update: the change.
       signals: what its score sees.
+      near: where the last two searches ended, by group; none where the change does not start warm.
 
     Returns:
-      ``({path: mask}, failed)``.
+      ``({path: mask}, failed, cuts)``, the latter where this search ended, by group.
     """
     mask = signals.mask
     choice = {
@@ -157,17 +187,26 @@ def changed(update: MaskUpdate, signals: Signals) -> tuple[dict[str, jax.Array],
         Candidates.PRUNED: {path: ~m for path, m in mask.items()},
     }[update.candidates]
     ranked = {path: Ranked(*score, choice[path]) for path, score in _scored(update, signals)}
-    by_key = getattr(update.select, "func", update.select) is largest
-    scores = ranked if by_key else {path: score.written() for path, score in ranked.items()}
     counts = update.count(signals)
     if update.candidates is Candidates.PRUNED:
         counts = _missing(counts, mask)
-    chosen = dict(update.select(scores, counts))
+    if ranks_in_place(update):
+        options = getattr(update.select, "keywords", {})
+        masks, cuts, failed = chosen(ranked, counts, **options, near=near)
+    else:
+        scores = {path: score.written() for path, score in ranked.items()}
+        masks, cuts = dict(update.select(scores, counts)), {}
+        failed = any_nan(list(ranked.values()))
     if update.candidates is Candidates.PRUNED:
-        chosen = {path: chosen[path] | m for path, m in mask.items()}
-    if update.candidates is Candidates.KEPT and not by_key:
-        chosen = {path: chosen[path] & m for path, m in mask.items()}
-    return chosen, any_nan(list(ranked.values()))
+        masks = {path: masks[path] | m for path, m in mask.items()}
+    if update.candidates is Candidates.KEPT and not ranks_in_place(update):
+        masks = {path: masks[path] & m for path, m in mask.items()}
+    return masks, failed, cuts
+
+
+def ranks_in_place(update: MaskUpdate) -> bool:
+    """Whether scores are ranked by `masks.largest`, which writes none of them."""
+    return getattr(update.select, "func", update.select) is largest
 
 
 def _scored(update: MaskUpdate, signals: Signals) -> list[tuple[str, tuple[jax.Array, bool]]]:
@@ -222,16 +261,22 @@ def hidden(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
     return {path: seen[path] == 0 for path in signals.mask}
 
 
-def _odd_entries(params: Leaves, mask: Leaves, hidden: Leaves, first: jax.Array) -> jax.Array:
-    """Entries that a pruned network should not have: one count, of two kinds.
+def _looked_at(parts: Parts, age: jax.Array) -> jax.Array:
+    """Whether a refresh searches the params: every 16th where each update has one, else always."""
+    before = [update.when(age - 1) for update in parts.mask_updates]
+    return ~functools.reduce(jnp.logical_or, before, jnp.zeros((), bool)) | (age % 16 == 1)
 
-    On the first update the zeros that the masks keep, beside others: they may grow again.
-    Later what is not 0 where the network seen has 0: something else wrote it.
-    """
+
+def _written(params: Leaves, hidden: Leaves) -> jax.Array:
+    """How many entries are not 0 where the network seen has 0: something else wrote them."""
+    counts = [count_true((params[path] != 0) & h) for path, h in hidden.items()]
+    return jnp.sum(jnp.stack(counts), dtype=jnp.int32)
+
+
+def _kept_zeros(params: Leaves, mask: Leaves) -> jax.Array:
+    """How many zeros the masks keep beside others: they may grow again, if they were pruned."""
     total = jnp.zeros((), jnp.int32)
     for path, m in mask.items():
-        p = params[path]
-        odd = jnp.where(first, (p == 0) & m, (p != 0) & hidden[path])
-        count = count_true(odd)
-        total += jnp.where(first & (count == count_true(m)), 0, count)
+        zeros = count_true((params[path] == 0) & m)
+        total += jnp.where(zeros == count_true(m), 0, zeros)
     return total

@@ -191,6 +191,8 @@ class PruneState(NamedTuple):
       prune_memory: what the method's `Memory` remembers.
       prune_learned: what the method's `Learner` has learned.
       prune_learner: the state of the learner's optimizer.
+      prune_cuts: for each change of masks that starts warm, where the last two searches in each
+        group of leaves ended; unsigned codes, the later first.
       prune_key: raw uint32 key data, from the seed.
       prune_drift: entries off the mask that something else wrote, counted at refreshes, int32.
       prune_skipped: refreshes skipped because a score was NaN, int32.
@@ -205,6 +207,7 @@ class PruneState(NamedTuple):
     prune_memory: Any
     prune_learned: Any
     prune_learner: Any
+    prune_cuts: Any
     prune_key: jax.Array
     prune_drift: jax.Array
     prune_skipped: jax.Array
@@ -317,6 +320,6 @@ def unboxed(state: PruneState) -> PruneState:
     }
     trees_of_arrays = {
         name: jax.tree.map(trees.unbox, getattr(state, name), is_leaf=trees.is_box)
-        for name in ("prune_memory", "prune_learned")
+        for name in ("prune_memory", "prune_learned", "prune_cuts")
     }
     return state._replace(**scalars, **trees_of_arrays)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import trees
+from jaxprune import landing, trees
 from jaxprune.learning import in_turn, learned_step
-from jaxprune.refresh import changed, readable, refresh, started
+from jaxprune.refresh import changed, ranks_in_place, readable, refresh, started
 from jaxprune.selection import read_before
 from jaxprune.state import PRNG, Parts, PruneState, Spec, dense_copy, signals_of
 from jaxprune.trees import OutputAxis, Where
@@ -73,8 +73,9 @@ def prune(
       A gradient transformation with the state `PruneState`.
 
     Raises:
-      ValueError: at ``init`` if no leaf is pruned, a pattern or a path of ``start`` matches none;
-        at ``update`` without params or with params of another structure.
+      ValueError: if a change starts warm whose ``select`` is not `masks.largest`; at ``init`` if no
+        leaf is pruned, a pattern or a path of ``start`` matches none; at ``update`` without params
+        or with params of another structure.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -104,6 +105,10 @@ def prune(
     if learner is not None and not view.copy:
         raise ValueError(wrong("view", "keep a copy (copy=True) beside a learner", view))
     updates = tuple(mask_updates)
+    for update in updates:
+        if update.warm_start and not ranks_in_place(update):
+            hint = "a warm start is that of its search"
+            raise ValueError(wrong("select", "be `masks.largest`", update.select, hint))
     parts = Parts(updates, view, memory, phases, where, start, output_axis, note, learner)
     return _transformation(_Pruner(inner, Spec(parts), seed))
 
@@ -183,8 +188,9 @@ class _Pruner:
             learned,
             trees.from_paths(params, leaves | dense),
         )
-        jax.eval_shape(self._try_refresh, state, leaves)  # memory first: scores may read it
-        return state
+        # Memory and what is learned are there by now: scores and counts may read them.
+        _, changes = jax.eval_shape(self._try_refresh, state, leaves)
+        return state._replace(prune_cuts=self._no_cuts([cuts for *_, cuts in changes]))
 
     def _state(self, mask: Any, dense: Any, memory: Any, learned: Any, weights: Any) -> PruneState:
         def zero() -> jax.Array:  # one array each: a shared one could not be donated
@@ -199,6 +205,7 @@ class _Pruner:
             prune_memory=memory,
             prune_learned=learned,
             prune_learner=() if learner is None else learner.optimizer.init(learned),
+            prune_cuts=(),
             prune_key=key,
             prune_drift=zero(),
             prune_skipped=zero(),
@@ -247,6 +254,13 @@ class _Pruner:
         signals = readable(self.parts, signals)
         return start, [changed(update, signals) for update in self.parts.mask_updates]
 
+    def _no_cuts(self, cuts: Sequence[dict[str, Any]]) -> tuple[dict[str, jax.Array], ...]:
+        """Zeros for two cuts of each group that a warm start wants to know."""
+        return tuple(
+            {name: jnp.zeros(2, cut.dtype) for name, cut in found.items() if update.warm_start}
+            for update, found in zip(self.parts.mask_updates, cuts, strict=True)
+        )
+
     # ----------------------------------------------------------------------------------- update
 
     def update(
@@ -272,10 +286,13 @@ class _Pruner:
         signals = signals_of(state, weights, given if self.inner is not None else {})
         signals = self._remembered(signals)
         counters = state.prune_drift, state.prune_skipped, state.prune_revived
+        cuts = state.prune_cuts
         age = jnp.asarray(optax.safe_increment(state.prune_count))
         hard, slots = not self.parts.view.copy, state.prune_inner
         if hard:  # refresh first: XLA would keep new weights in memory for a later one
-            signals, counters, slots = refresh(self.parts, signals, age, weights, counters, slots)
+            signals, counters, slots, cuts = refresh(
+                self.parts, signals, age, weights, counters, slots, cuts
+            )
             signals = signals._replace(step=state.prune_count)
         factors = self._factors(signals)
         pulled, of_learned = self._pull_back(signals, given, factors)
@@ -295,16 +312,18 @@ class _Pruner:
             )
 
         moves, slots = in_turn(self.parts.learner, signals.step, move, slots)
-        moves, dense = _scaled(trees.by_path(moves), factors), {}
+        moves, dense = landing.scaled(trees.by_path(moves), factors), {}
         if hard:
-            emitted = _land_on_masks(weights, moves, signals.mask)
+            emitted = landing.on_masks(weights, moves, signals.mask)
         else:
             copies = {path: signals.dense[path] for path in trees.by_path(state.prune_dense)}
             dense = {path: w + moves[path].astype(w.dtype) for path, w in copies.items()}
             signals = signals._replace(dense={**signals.dense, **dense}, learned=learned)
-            signals, counters, slots = refresh(self.parts, signals, age, weights, counters, slots)
+            signals, counters, slots, cuts = refresh(
+                self.parts, signals, age, weights, counters, slots, cuts
+            )
             dense = {path: signals.dense[path] for path in dense}
-            emitted = _land_on_view(weights, moves, self.parts.view.apply(signals))
+            emitted = landing.on_view(weights, moves, self.parts.view.apply(signals))
         drift, skipped, revived = counters
         return trees.from_paths(params, emitted), PruneState(
             prune_count=age,
@@ -313,6 +332,7 @@ class _Pruner:
             prune_memory=signals.memory,
             prune_learned=learned,
             prune_learner=learner,
+            prune_cuts=cuts,
             prune_key=state.prune_key,
             prune_drift=drift,
             prune_skipped=skipped,
@@ -359,28 +379,3 @@ class _Pruner:
         scale = self.parts.view.update_scale
         factors = {} if scale is None else scale(signals)
         return {path: jnp.asarray(factor) for path, factor in factors.items()}
-
-
-def _scaled(moves: Leaves, factors: Leaves) -> dict[str, jax.Array]:
-    """The optimizer's updates times the view's factors; exactly 0 where a factor is."""
-    moves = dict(moves)
-    for path, factor in factors.items():
-        scaled = moves[path] * factor.astype(moves[path].dtype)
-        moves[path] = jnp.where(factor.astype(bool), scaled, 0)
-    return moves
-
-
-def _land_on_masks(params: Leaves, moves: Leaves, mask: Leaves) -> dict[str, jax.Array]:
-    """Updates that move kept entries and put pruned ones on exactly +0.0 (p + -p)."""
-    emitted = {path: trees.cast(moves[path], p.dtype) for path, p in params.items()}
-    for path, m in mask.items():
-        emitted[path] = jnp.where(m, emitted[path], -params[path])
-    return emitted
-
-
-def _land_on_view(params: Leaves, moves: Leaves, seen: Leaves) -> dict[str, jax.Array]:
-    """Updates that put the params on the view: exact where it is 0, within an ulp elsewhere."""
-    emitted = {path: trees.cast(moves[path], p.dtype) for path, p in params.items()}
-    for path, target in seen.items():
-        emitted[path] = target.astype(params[path].dtype) - params[path]
-    return emitted

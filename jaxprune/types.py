@@ -69,6 +69,8 @@ class MaskUpdate(NamedTuple):
       select: (scores, counts) -> {path: mask}; keeps that many of the highest. Entries that are no
         candidates come as NaN, except to `masks.largest`, which ranks in place.
       candidates: which entries it chooses from.
+      warm_start: whether the search for the k-th largest begins where the last two ended, for a
+        change due in nearly every update: the same masks, sooner. `select` must be `masks.largest`.
     """
 
     when: Callable[[jax.Array], jax.Array]
@@ -76,6 +78,7 @@ class MaskUpdate(NamedTuple):
     count: Callable[[Signals], Counts]  # pyright: ignore[reportIncompatibleMethodOverride]
     select: Callable[[Leaves, Counts], Leaves]
     candidates: Candidates = Candidates.ALL
+    warm_start: bool = False
 
 
 class View(NamedTuple):

@@ -25,6 +25,7 @@ FLOORS = {
     "jaxprune.masks": 2,
     "jaxprune.state": 2,
     "jaxprune.slots": 2,
+    "jaxprune.landing": 2,
     "jaxprune.refresh": 3,
     "jaxprune.views": 3,
     "jaxprune.learning": 3,

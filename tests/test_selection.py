@@ -186,11 +186,11 @@ def test_passes_are_bounded_on_adversaries():
         ranked = [Ranked(x)]
         order = order_of(ranked)
         run = lambda k: chunked.keep_largest_and_passes(ranked, k[None], [0], order)  # noqa: E731
-        masks, passes = jax.lax.map(run, ks)
-        return masks[0], passes
+        found, (passes, _) = jax.lax.map(run, ks)
+        return found.masks[0], passes
 
     masks, passes = jax.jit(lambda scores: jax.lax.map(one, scores))(scores)
-    assert int(passes.max()) <= 60
+    assert int(passes.max()) <= 34
     assert int(passes.min()) >= 1
     for x, found in zip(scores, masks, strict=True):
         order = np.argsort(-x, kind="stable")

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ from hypothesis import example, given
 from tiny import updater
 
 import jaxprune
-from jaxprune import masks, schedules, scores, transform, views
+from jaxprune import landing, masks, schedules, scores, views
 from jaxprune.refresh import changed
-from jaxprune.types import Candidates, MaskUpdate, Signals
+from jaxprune.types import Candidates, MaskUpdate, Signals, View
 
 EYE = jnp.eye(3, dtype=bool)
 
@@ -41,7 +42,7 @@ def mask_of(state: Any) -> list[bool]:
 @functools.partial(jax.jit, static_argnums=2)
 def landed(p: Any, t: Any, dtype: Any) -> Any:
     params = {"w": p.astype(dtype)}
-    updates = transform._land_on_view(params, params, {"w": t.astype(dtype)})
+    updates = landing.on_view(params, params, {"w": t.astype(dtype)})
     found: Any = optax.apply_updates(params, updates)
     return found["w"]
 
@@ -113,7 +114,7 @@ def test_a_start_may_be_a_function_of_the_first_update(method: Any) -> None:
 @functools.partial(jax.jit, static_argnums=3)
 def change(values: Any, mask: Any, count: Any, candidates: Candidates) -> Any:
     update = once(lambda s: {"w": s.dense["w"]}, count, candidates)
-    chosen, failed = changed(update, Signals(jnp.int32(1), {"w": values}, {"w": mask}))
+    chosen, failed, _ = changed(update, Signals(jnp.int32(1), {"w": values}, {"w": mask}))
     return chosen["w"], failed
 
 
@@ -186,6 +187,56 @@ def test_what_something_else_wrote_is_counted_at_the_next_refresh() -> None:
     with pytest.raises(ValueError, match="got 3 entries that something else wrote"):
         jaxprune.verify(params, state)
     jaxprune.verify(params, jaxprune.rebase(params, state))
+
+
+def test_where_every_update_refreshes_each_sixteenth_searches_the_params() -> None:
+    change = MaskUpdate(schedules.every(1), scores.magnitude, lambda _: 8, masks.largest)
+    tx = jaxprune.prune(optax.sgd(0.0), [change], views.hard)
+    params, step = {"kernel": jnp.arange(1.0, 17.0).reshape(4, 4)}, updater(tx)
+    zeros, state = tiny.zeros_like(params), tx.init(params)
+    params, state = step(zeros, state, params)
+    for age in range(2, 19):
+        params = jax.tree.map(lambda p: p.at[0, :3].set(0.5), params)
+        params, state = step(zeros, state, params)
+        assert int(state.prune_drift) == (3 if age >= 17 else 0)
+        tiny.on_support(params, state)
+
+
+def warm_changes() -> list[jaxprune.MaskUpdate]:
+    """Of every second update, by |w|: 5 and 6 entries are kept by turns."""
+    count = lambda s: {path: 5 + s.step // 2 % 2 for path in s.mask}  # noqa: E731
+    return [MaskUpdate(schedules.every(2), scores.magnitude, count, masks.largest)]
+
+
+SOFT = View(lambda s: views.masked(s.dense, s.mask), copy=True)
+
+
+@pytest.mark.parametrize("view", [views.hard, SOFT])
+def test_a_warm_start_changes_no_mask(view: Any) -> None:
+    def trail(changes: list[jaxprune.MaskUpdate]) -> list[Any]:
+        params = {"a": jnp.sin(jnp.arange(12.0)).reshape(4, 3), "b": jnp.cos(jnp.ones((3, 3)))}
+        params["b"] += jnp.arange(9.0).reshape(3, 3) / 9
+        tx = jaxprune.prune(optax.sgd(0.05, momentum=0.9), changes, view)
+        step, state, found = updater(tx), tx.init(params), []
+        for i in range(9):
+            grads = jax.tree.map(lambda p, i=i: jnp.sin(40 * p + i), params)
+            params, state = step(grads, state, params)
+            found.append((tiny.saved(params), tiny.saved(jaxprune.get_masks(state))))
+        return [found, state]
+
+    cold, state = trail(warm_changes())
+    assert not jax.tree.leaves(state.prune_cuts)
+    warm, state = trail([change._replace(warm_start=True) for change in warm_changes()])
+    chex.assert_trees_all_equal(warm, cold)
+    last, before = np.asarray(state.prune_cuts[0]["a"])
+    assert last > 1
+    assert before not in (0, last)
+
+
+def test_only_largest_starts_warm() -> None:
+    change = warm_changes()[0]._replace(warm_start=True, select=lambda s, c: masks.largest(s, c))
+    with pytest.raises(ValueError, match=r"`select` must be `masks.largest`, got .*: a warm start"):
+        jaxprune.prune(optax.sgd(0.1), [change], views.hard)
 
 
 @pytest.mark.parametrize("method", [jaxprune.gradual_magnitude, jaxprune.straight_through])

@@ -43,7 +43,7 @@ METHODS = {
         "target_anneal": (0.0, 0.75),
         "learner_rate": 0.01,
         "alpha": 1.0,
-        "gamma": 5.0,
+        "gamma": 20.0,
         "attention_init": 0.99,
         "site": "layer",
     },

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune.masks.counting import Density, arrays, count_of, counts_of, sizes_of
 from jaxprune.masks.slices import largest_of_slices
-from jaxprune.selection import Ranked, keep_largest
+from jaxprune.selection import Found, Ranked, any_nan, search
 from jaxprune.trees import Tree, by_path, from_paths, uniform_like
 from jaxprune.types import REST, Count, Counts, wrong
 
@@ -175,12 +175,62 @@ def largest(
     References:
       Original.
     """
+    return chosen(scores, counts, min_density).masks
+
+
+class Chosen(NamedTuple):
+    """What `chosen` finds.
+
+    Attributes:
+      masks: ``{path: mask}``.
+      cuts: where each number cuts its leaves, by the number's path or "*": unsigned codes of
+        scores; slices have none.
+      nan: whether the score of a candidate is NaN.
+    """
+
+    masks: dict[str, jax.Array]
+    cuts: dict[str, jax.Array]
+    nan: jax.Array
+
+
+def chosen(
+    scores: Mapping[str, jax.Array | Ranked],
+    counts: Counts,
+    min_density: Any = 0.0,
+    near: Mapping[str, jax.Array] | None = None,
+) -> Chosen:
+    """The masks of `largest`, and what else the search for them has found.
+
+    Args:
+      scores: as there.
+      counts: as there.
+      min_density: as there.
+      near: the last two `cuts` by name, the later first, or 0 where there is none, each `[2]`.
+
+    Returns:
+      Masks, cuts, and whether a score is NaN.
+
+    Raises:
+      ValueError: as `largest` does.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.masks.ranking import chosen
+      >>> found = chosen({"a": jnp.array([3.0, jnp.nan]), "b": jnp.array([1.0, 2.0])}, 1)
+      >>> found.masks["a"].tolist(), [*found.cuts], bool(found.nan)
+      ([True, False], ['*'], True)
+
+    References:
+      Original.
+    """
     counts, sliced = _apart(scores, counts)
     if sliced:
-        apart = largest_of_slices({p: _ranked(scores[p]) for p in sliced}, sliced)
+        slices = {path: _ranked(scores[path]) for path in sliced}
         others = {path: leaf for path, leaf in scores.items() if path not in sliced}
-        masks = apart | largest(others, counts, min_density)
-        return {path: masks[path] for path in scores}
+        found = chosen(others, counts, min_density, near)
+        masks = largest_of_slices(slices, sliced) | found.masks
+        nan = found.nan | any_nan(list(slices.values()))
+        return Chosen({path: masks[path] for path in scores}, found.cuts, nan)
     names, numbers = _groups(list(scores), counts)
     group_of = {path: names.index(path if path in names else REST) for path in scores}
     shared = {path: leaf for path, leaf in scores.items() if names[group_of[path]] == REST}
@@ -189,8 +239,13 @@ def largest(
         group = group_of[path]
         numbers[group] = numbers[group] - jnp.sum(mask, dtype=jnp.int32)
     others = [_without(leaf, first.get(path)) for path, leaf in scores.items()]
-    masks = dict(zip(scores, _kept(others, numbers, list(group_of.values())), strict=True))
-    return {path: masks[path] | first[path] if path in first else masks[path] for path in scores}
+    held = None
+    if near:
+        held = jnp.stack([near[name] for name in names], axis=1)
+    found = _found(others, numbers, list(group_of.values()), held)
+    masks = dict(zip(scores, found.masks, strict=True))
+    masks |= {path: masks[path] | mask for path, mask in first.items()}
+    return Chosen(masks, dict(zip(names, found.cuts, strict=True)), found.nan)
 
 
 def _apart(scores: Mapping[str, Any], counts: Counts) -> tuple[Counts, dict[str, Any]]:
@@ -207,15 +262,19 @@ def _ranked(leaf: Any) -> Ranked:
     return leaf if isinstance(leaf, Ranked) else Ranked(jnp.asarray(leaf))
 
 
-def _kept(
-    scores: Sequence[jax.Array | Ranked], counts: Sequence[Count], groups: Iterable[int]
-) -> list[jax.Array]:
-    """`keep_largest`, compiled once for its shapes: outside jit its loops would be each time."""
+def _found(
+    scores: Sequence[jax.Array | Ranked],
+    counts: Sequence[Count],
+    groups: Iterable[int],
+    near: jax.Array | None = None,
+) -> Found:
+    """`search`, compiled once for its shapes: outside jit its loops would be each time."""
     leaves = [_ranked(x) for x in scores]
     return _compiled(
         [leaf.values for leaf in leaves],
         [leaf.candidates for leaf in leaves],
         [np.uint32(max(x, 0)) if isinstance(x, int) else x for x in counts],
+        near,
         magnitudes=tuple(leaf.magnitude for leaf in leaves),
         groups=tuple(groups),
     )
@@ -226,11 +285,12 @@ def _compiled(
     values: list[jax.Array],
     candidates: list[jax.Array | None],
     counts: list[Count],
+    near: jax.Array | None,
     magnitudes: tuple[bool, ...],
     groups: tuple[int, ...],
-) -> list[jax.Array]:
+) -> Found:
     leaves = [Ranked(*leaf) for leaf in zip(values, magnitudes, candidates, strict=True)]
-    return keep_largest(leaves, counts, groups)
+    return search(leaves, counts, groups, near)
 
 
 def _floors(leaves: Mapping[str, Any], min_density: Any) -> dict[str, jax.Array]:
@@ -238,8 +298,8 @@ def _floors(leaves: Mapping[str, Any], min_density: Any) -> dict[str, jax.Array]
     sizes = {p: x.values.size if isinstance(x, Ranked) else x.size for p, x in leaves.items()}
     least = {path: count_of("min_density", size, min_density) for path, size in sizes.items()}
     paths = [path for path, count in least.items() if not isinstance(count, int) or count]
-    masks = _kept([leaves[p] for p in paths], [least[p] for p in paths], range(len(paths)))
-    return dict(zip(paths, masks, strict=True))
+    found = _found([leaves[p] for p in paths], [least[p] for p in paths], range(len(paths)))
+    return dict(zip(paths, found.masks, strict=True))
 
 
 def _groups(paths: list[str], counts: Counts) -> tuple[list[str], list[Any]]:

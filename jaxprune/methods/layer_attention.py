@@ -148,7 +148,7 @@ def layer_attention(
     top = jnp.where(jnp.asarray(alpha) < 1, _BELOW_ONE, 1.0)
     return prune(
         inner,
-        [MaskUpdate(every(1), scores.magnitude, attention.kept, largest)],
+        [MaskUpdate(every(1), scores.magnitude, attention.kept, largest, warm_start=True)],
         View(attention.seen, copy=True, inverse=attention.inverse, decay_on=sparse_weights),
         where=where,
         learner=Learner(

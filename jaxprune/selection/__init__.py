@@ -15,9 +15,11 @@ from jax import lax
 
 from jaxprune.selection import blocks, chunked, natural
 from jaxprune.selection.keys import Ranked, order_of
+from jaxprune.selection.limits import Found
 from jaxprune.types import Count, wrong
 
 __all__ = [
+    "Found",
     "Ranked",
     "any_nan",
     "count_true",
@@ -25,6 +27,7 @@ __all__ = [
     "keep_largest",
     "largest_of",
     "read_before",
+    "search",
     "sum_of",
 ]
 
@@ -32,10 +35,7 @@ __all__ = [
 def keep_largest(
     scores: Sequence[jax.Array | Ranked], counts: Sequence[Count], groups: Sequence[int]
 ) -> list[jax.Array]:
-    """Keeps exactly the largest scores of each group of leaves.
-
-    With ``S`` the scores of the candidates of a group, the kept ones are the first
-    ``min(k, |S|)`` of a stable descending sort of ``S``.
+    """The masks of `search`.
 
     Args:
       scores: one array of any shape and floating dtype a leaf, or a `Ranked`.
@@ -60,22 +60,66 @@ def keep_largest(
     References:
       Original.
     """
+    return search(scores, counts, groups).masks
+
+
+def search(
+    scores: Sequence[jax.Array | Ranked],
+    counts: Sequence[Count],
+    groups: Sequence[int],
+    near: jax.Array | None = None,
+) -> Found:
+    """Finds exactly the largest scores of each group of leaves.
+
+    With ``S`` the scores of the candidates of a group, the kept ones are the first
+    ``min(k, |S|)`` of a stable descending sort of ``S``. Where the search begins changes nothing
+    but its time.
+
+    Args:
+      scores: one array of any shape and floating dtype a leaf, or a `Ranked`.
+      counts: how many entries each group keeps: integers, or traced integer scalars. Below zero
+        means none; more than there are candidates means all of them.
+      groups: for each leaf the index of its group in `counts`.
+      near: the cuts that the last two searches among these scores have found, the later one first,
+        `[2, G]`; 0 where there was none. For scores that have changed little since.
+
+    Returns:
+      The masks; the `cuts`, one unsigned integer a group; and `nan`, whether the score of a
+      candidate is NaN.
+
+    Raises:
+      TypeError: if scores are not floating, or counts not integers.
+      ValueError: if the lengths or shapes do not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.selection import search
+      >>> found = search([jnp.array([3.0, 1.0]), jnp.array([2.0, jnp.nan])], [2], [0, 0])
+      >>> [mask.tolist() for mask in found.masks], bool(found.nan)
+      ([[True, False], [True, False]], True)
+
+    References:
+      Original.
+    """
     leaves = [x if isinstance(x, Ranked) else Ranked(x) for x in scores]
     leaves = [Ranked(jnp.asarray(x.values), x.magnitude, x.candidates) for x in leaves]
     _check(leaves, counts, groups)
     masks = [jnp.zeros(leaf.values.shape, bool) for leaf in leaves]
     full = [i for i, leaf in enumerate(leaves) if leaf.values.size]
-    if not full:
-        return masks
     read = [_still(leaves[i]) for i in full]
+    order = order_of(read)
+    cuts = jnp.zeros(len(counts), order.unsigned)
+    if not full:
+        return Found(masks, cuts, jnp.zeros((), bool))
     used = sorted({groups[i] for i in full})
     numbers = [used.index(groups[i]) for i in full]
     wanted = jnp.stack([_wanted(counts[group]) for group in used])
     lowering = chunked if _on_one_cpu() else natural
-    found = lowering.keep_largest(read, wanted, numbers, order_of(read))
-    for i, mask in zip(full, found, strict=True):
+    last_two = None if near is None else near[:, np.asarray(used)]
+    found = lowering.keep_largest(read, wanted, numbers, order, last_two)
+    for i, mask in zip(full, found.masks, strict=True):
         masks[i] = mask
-    return masks
+    return Found(masks, cuts.at[np.asarray(used)].set(found.cuts), found.nan)
 
 
 def _check(leaves: Sequence[Ranked], counts: Sequence[Count], groups: Sequence[int]) -> None:

@@ -1,7 +1,8 @@
 """Leaves as flat arrays of whole blocks, read in place, and their rests, copied into one matrix.
 
-The forms here are those that XLA:CPU turns into loops as fast as the memory: a sum of bytes over
-the middle axis of (n, 32, 32). Sums over longer axes it rewrites into trees, with large buffers.
+The forms here are those that XLA:CPU turns into loops nearly as fast as the memory: sums over the
+middle axis of (n, 32, 8). Sums over longer axes it rewrites into trees, with large buffers. Four
+thresholds are counted in one reading, in the four bytes of a word.
 
 XLA:CPU compiles equal kernels once. So kernels of leaves of one size are made equal: what differs
 between leaves (a threshold, a number) comes in as an operand and never as a constant: see
@@ -19,11 +20,15 @@ from jax import lax
 from jaxprune.selection.keys import NAN, OUTSIDE, Order, Ranked, bits_of, codes_of
 from jaxprune.selection.limits import varying_like
 
-BLOCK = 1024
+BLOCK = 256
 """Entries in a block."""
+
+TRIED = 4
+"""Thresholds counted in one pass."""
 
 _ROWS, _LANES = 16, 8
 _COLUMNS = BLOCK // _ROWS
+_WORD_ROWS = 32
 
 
 class Blocks(NamedTuple):
@@ -108,7 +113,8 @@ def _keys_of(codes: jax.Array, leaves: Sequence[Ranked], order: Order) -> jax.Ar
     nan = _key_of_nan(True, order)
     doubled = ((jnp.maximum(codes, below_zero) - below_zero) << unsigned(1)) + nan
     doubled = jnp.where(codes == unsigned(OUTSIDE), nan - unsigned(2), doubled)
-    return jnp.where(np.asarray([leaf.magnitude for leaf in leaves]), doubled, signed)
+    magnitude = np.asarray([leaf.magnitude for leaf in leaves])
+    return jnp.where(np.broadcast_to(magnitude, codes.shape), doubled, signed)
 
 
 def _key_of_nan(magnitude: bool, order: Order) -> np.unsignedinteger:
@@ -137,15 +143,12 @@ def _at(vector: jax.Array, number: jax.Array) -> jax.Array:
     return lax.dynamic_index_in_dim(vector, number, keepdims=False)
 
 
-def per_leaf(blocks: Blocks, per_block: jax.Array) -> jax.Array:
-    """Sums over the blocks of each leaf, `[B] -> [L]`."""
-    ends = np.cumsum(blocks.lengths)
-    running = jnp.pad(jnp.cumsum(per_block, dtype=per_block.dtype), (1, 0))
-    return running[ends] - running[ends - blocks.lengths]
-
-
 def candidates(blocks: Blocks) -> jax.Array:
     """How many candidates each block has, `[B]`."""
+    sizes = [leaf.values.size for leaf in blocks.leaves]
+    full = [np.clip(n - BLOCK * np.arange(-(-n // BLOCK)), 0, BLOCK) for n in sizes]
+    if all(leaf.candidates is None for leaf in blocks.leaves):
+        return jnp.asarray(np.concatenate(full), jnp.uint32)
 
     def columns(leaf: Ranked) -> jax.Array:
         if leaf.candidates is None:
@@ -153,35 +156,63 @@ def candidates(blocks: Blocks) -> jax.Array:
         return _columns(_whole(leaf.candidates))
 
     rests = jnp.sum(blocks.rests > blocks.order.unsigned.type(OUTSIDE), axis=1, dtype=jnp.uint32)
-    return _joined(
-        blocks, [columns(leaf) for leaf in blocks.leaves if leaf.values.size >= BLOCK], rests
-    )
+    found = [columns(leaf) for leaf in blocks.leaves if leaf.values.size >= BLOCK]
+    *joined, rests = lax.optimization_barrier([*found, rests])
+    if not joined:
+        return rests
+    columns_of_block = jnp.concatenate(joined).astype(jnp.uint32)
+    return _in_order(blocks, jnp.sum(columns_of_block, axis=1, dtype=jnp.uint32), rests)
 
 
 def count_above(blocks: Blocks, codes: jax.Array, read: jax.Array) -> jax.Array:
-    """How many scores of each block lie above the code of its leaf; 0 in leaves that are not read.
+    """How many scores of each block lie above each code of its leaf; 0 in leaves not read.
 
     Args:
       blocks: the leaves.
-      codes: one a leaf, at least 1, `[L]`.
+      codes: at least 1, `[TRIED, L]`.
       read: which leaves to read, `[L]`.
 
     Returns:
-      `uint32[B]`, leaf after leaf.
+      `uint32[B, TRIED]`, leaf after leaf.
     """
     keys = _keys_of(codes, blocks.leaves, blocks.order)
 
-    def columns(numbers: list[jax.Array]) -> list[jax.Array]:
+    def words(numbers: list[jax.Array]) -> list[jax.Array]:
         return [
-            _columns_above(leaf, keys, number, read, blocks.order)
+            _words_above(leaf, keys, number, read, blocks.order)
             for leaf, number in zip(blocks.leaves, numbers, strict=True)
             if leaf.values.size >= BLOCK
         ]
 
-    found = _with_numbers(blocks, columns, (blocks.leaves, keys, read))
+    found = _with_numbers(blocks, words, (blocks.leaves, keys, read))
     numbers = np.asarray(blocks.with_rest, int)
-    rests = jnp.sum(blocks.rests > codes[numbers][:, None], axis=1, dtype=jnp.uint32)
-    return _joined(blocks, found, jnp.where(read[numbers], rests, jnp.uint32(0)))
+    rests = words_of(blocks.rests.reshape(-1), jnp.repeat(codes[:, numbers], BLOCK, axis=1))
+    # The barrier keeps XLA from joining within the kernels that count: seven times slower.
+    joined = lax.optimization_barrier([*found, rests])
+    counts = counts_in(jnp.concatenate(joined))
+    rests = jnp.where(read[numbers][:, None], counts[len(counts) - len(numbers) :], jnp.uint32(0))
+    return _in_order(blocks, counts[: len(counts) - len(numbers)], rests)
+
+
+def words_of(keys: jax.Array, limits: Sequence[jax.Array] | jax.Array) -> jax.Array:
+    """Counts of keys above each of four limits, a byte each, in 32 bits; `[n] -> [n / 32]`."""
+    word = sum(
+        jnp.where(keys > limit, np.uint32(1 << 8 * place), np.uint32(0))
+        for place, limit in enumerate(limits)
+    )
+    rows = jnp.asarray(word).reshape(-1, _WORD_ROWS, _LANES)
+    return lax.reduce(rows, np.uint32(0), lax.add, (1,)).reshape(-1)
+
+
+def counts_in(words: jax.Array) -> jax.Array:
+    """The counts of each block that its words hold, `[B * BLOCK / 32] -> [B, TRIED]`."""
+    pairs = words.reshape(-1, 2, BLOCK // _WORD_ROWS // 2)
+    every_other = np.uint32(0x00FF00FF)
+    even = lax.reduce(pairs & every_other, np.uint32(0), lax.add, (1,))
+    odd = lax.reduce((pairs >> np.uint32(8)) & every_other, np.uint32(0), lax.add, (1,))
+    both = jnp.sum(jnp.stack([even, odd], axis=1), axis=2, dtype=jnp.uint32)
+    halves = jnp.stack([both & np.uint32(0xFFFF), both >> np.uint32(16)], axis=1)
+    return halves.reshape(-1, TRIED)
 
 
 def _columns(hits: jax.Array) -> jax.Array:
@@ -198,7 +229,7 @@ def count_true(hits: jax.Array) -> jax.Array:
 def sum_of(values: jax.Array) -> jax.Array:
     """The sum of an array of numbers that nobody has written yet, and nobody will."""
     whole, rest = _whole_and_rest(values)
-    rows = whole.reshape(-1, 32, _LANES)
+    rows = whole.reshape(-1, _ROWS, _LANES)
 
     def add(a: jax.Array, b: jax.Array) -> jax.Array:
         # A plain sum XLA gives to a library, and writes the numbers to memory for it.
@@ -216,36 +247,61 @@ def largest_of(values: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.max(columns, initial=0), jnp.max(rest, initial=0))
 
 
-def _columns_above(
+def _words_above(
     leaf: Ranked, keys: jax.Array, number: jax.Array, read: jax.Array, order: Order
 ) -> jax.Array:
     def count() -> jax.Array:
         # The barrier keeps XLA from computing all keys once, outside the loop, and storing them.
         values, chosen, limits = lax.optimization_barrier((leaf.values, leaf.candidates, keys))
-        hits = _keys(Ranked(_whole(values), leaf.magnitude), order) > _at(limits, number)
-        return _columns(hits if chosen is None else hits & _whole(chosen))
+        found = _keys(Ranked(_whole(values), leaf.magnitude), order)
+        if chosen is not None:
+            found = jnp.where(_whole(chosen), found, order.unsigned.type(0))
+        return words_of(found, [_at(row, number) for row in limits])
 
-    zeros = jnp.zeros((leaf.values.size // BLOCK, _COLUMNS), jnp.int8)
+    zeros = jnp.zeros(leaf.values.size // BLOCK * (BLOCK // _WORD_ROWS), jnp.uint32)
     zeros = varying_like(zeros, (leaf, keys, read))
     return lax.cond(_at(read, number), count, lambda: zeros)
 
 
-def _joined(blocks: Blocks, columns: list[jax.Array], rests: jax.Array) -> jax.Array:
-    """Sums of blocks, leaf after leaf, from those of the whole blocks and those of the rests."""
-    # The barrier keeps XLA from joining within the kernels that count: seven times slower.
-    joined = lax.optimization_barrier([*columns, rests])
-    rests = joined.pop()
-    if not joined:
-        return rests
-    pairs = jnp.concatenate(joined).reshape(-1, 2, _COLUMNS // 2)  # sums over 64 become trees
-    halved = lax.reduce(pairs, np.int8(0), lax.add, (1,))
-    whole = jnp.sum(halved, axis=1, dtype=jnp.uint32)
+def _in_order(blocks: Blocks, whole: jax.Array, rests: jax.Array) -> jax.Array:
+    """What belongs to blocks, leaf after leaf, from that of the whole ones and of the rests."""
     if not blocks.with_rest:
         return whole
     whole_lengths = [leaf.values.size // BLOCK for leaf in blocks.leaves]
     owners = np.repeat(np.arange(len(blocks.leaves)), whole_lengths)
     place = np.argsort(np.concatenate([owners, blocks.with_rest]), kind="stable")
     return jnp.concatenate([whole, rests])[place]
+
+
+def rows_of(blocks: Blocks, numbers: Sequence[jax.Array]) -> list[jax.Array]:
+    """The codes of some of the whole blocks of each leaf.
+
+    Args:
+      blocks: the leaves.
+      numbers: for each leaf the numbers of blocks within it, or -1 for a row of zeros.
+
+    Returns:
+      ``[n, BLOCK]`` for each leaf; n is 0 where it is shorter than a block.
+    """
+
+    def cut_out(_: list[jax.Array]) -> list[jax.Array]:
+        pairs = zip(blocks.leaves, numbers, strict=True)
+        return [_rows(leaf, number, blocks.order) for leaf, number in pairs]
+
+    return _with_numbers(blocks, cut_out, (blocks.leaves, list(numbers)))
+
+
+def _rows(leaf: Ranked, numbers: jax.Array, order: Order) -> jax.Array:
+    if leaf.values.size < BLOCK:
+        return jnp.zeros((0, BLOCK), order.unsigned)
+
+    def rows(x: jax.Array) -> jax.Array:
+        return jnp.take(_whole(x).reshape(-1, BLOCK), numbers, axis=0, mode="clip")
+
+    codes = codes_of(_each(leaf, rows), order)
+    return jnp.where(
+        jnp.repeat(numbers[:, None] >= 0, BLOCK, axis=1), codes, order.unsigned.type(0)
+    )
 
 
 def index_behind_tie(
@@ -293,17 +349,16 @@ def _window(leaf: Ranked, begin: jax.Array, order: Order) -> jax.Array:
 
 
 def written(blocks: Blocks, cuts: jax.Array, limits: jax.Array) -> list[jax.Array]:
-    """The flat masks of what lies above the cuts, and of what lies at them below an index."""
+    """The flat masks of what lies above the cuts, and of what lies at them below an index.
+
+    Only numbers come through the door: what reads a mask next can be fused with its kernel.
+    """
     order = blocks.order
     keys = _keys_of(cuts, blocks.leaves, order)
-
-    def write(numbers: list[jax.Array]) -> list[jax.Array]:
-        return [
-            _mask(leaf, _at(keys, number), _at(limits, number), order)
-            for leaf, number in zip(blocks.leaves, numbers, strict=True)
-        ]
-
-    return _with_numbers(blocks, write, (blocks.leaves, keys, limits))
+    own_keys = _with_numbers(blocks, lambda ns: [_at(keys, n) for n in ns], keys)
+    own_limits = _with_numbers(blocks, lambda ns: [_at(limits, n) for n in ns], limits)
+    own = zip(blocks.leaves, own_keys, own_limits, strict=True)
+    return [_mask(leaf, key, limit, order) for leaf, key, limit in own]
 
 
 def _mask(leaf: Ranked, key: jax.Array, limit: jax.Array, order: Order) -> jax.Array:

@@ -1,37 +1,39 @@
-"""Selection on one CPU: one threshold a pass, placed so well that few passes are needed.
+"""Selection on one CPU: four thresholds a pass, placed so well that few passes are needed.
 
-A pass counts, in each leaf, the scores above its group's threshold; it costs what one sum over the
-leaves costs. Each group has a bracket, ``count(code > low) >= k > count(code > high)``, which every
-pass narrows; `thresholds` places the next one. A leaf whose counts agree at both ends has nothing
-inside the bracket, and is not read again.
+A pass counts, in each leaf, the scores above four thresholds of its group. Each group has a
+bracket, ``count(code > low) >= k > count(code > high)``, which every pass narrows; `thresholds`
+places the next ones. A leaf whose counts agree at both ends has nothing inside the bracket, and is
+not read again. As soon as what lies inside the brackets is found in few blocks, these are copied
+into a matrix (`rows`), and the search ends there.
 
 Leaves are read where they lie, as flat arrays of whole blocks (`blocks`).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.selection import thresholds
+from jaxprune.selection import rows, thresholds
 from jaxprune.selection.blocks import (
+    TRIED,
     Blocks,
     candidates,
     count_above,
     index_behind_tie,
-    per_leaf,
     split,
     written,
 )
 from jaxprune.selection.keys import Order, Ranked
-from jaxprune.selection.limits import group_sums, shares, varying_like
+from jaxprune.selection.limits import Found, group_sums, leaf_sums, shares, varying_like
 
 
 class Bracket(NamedTuple):
-    """What the passes so far have found out.
+    """What the passes so far have found out. Units are blocks, or rows of the matrix.
 
     Attributes:
       passes: how many there were.
@@ -39,9 +41,12 @@ class Bracket(NamedTuple):
       high: codes with ``count(code > high) < k`` (or k = 0), `[G]`.
       above_low: entries of each leaf above its group's low code, `[L]`.
       above_high: entries of each leaf above its group's high code, `[L]`.
-      blocks_low: the same as `above_low` for each block, `[B]`.
-      blocks_high: the same as `above_high` for each block, `[B]`.
+      units_low: the same as `above_low` for each unit, `[U]`.
+      units_high: the same as `above_high` for each unit, `[U]`.
+      going: whether more passes are needed here, `[G]`; in the first pass all of them.
       stuck: whether the last pass moved no count, `[G]`.
+      rate: scores a code, between the outer two of the three thresholds around the goal, `[G]`.
+      numbers: candidates of each leaf that are not NaN, counted by the first pass, `[L]`.
     """
 
     passes: jax.Array
@@ -49,46 +54,59 @@ class Bracket(NamedTuple):
     high: jax.Array
     above_low: jax.Array
     above_high: jax.Array
-    blocks_low: jax.Array
-    blocks_high: jax.Array
+    units_low: jax.Array
+    units_high: jax.Array
+    going: jax.Array
     stuck: jax.Array
+    rate: jax.Array
+    numbers: jax.Array
 
 
 def keep_largest(
-    leaves: Sequence[Ranked], counts: jax.Array, groups: Sequence[int], order: Order
-) -> list[jax.Array]:
-    """The masks of `jaxprune.selection.keep_largest`.
+    leaves: Sequence[Ranked],
+    counts: jax.Array,
+    groups: Sequence[int],
+    order: Order,
+    near: jax.Array | None = None,
+) -> Found:
+    """What `jaxprune.selection.search` finds.
 
     Args:
       leaves: the scores, none empty.
       counts: how many to keep in each group, `uint32[G]`.
       groups: the group of each leaf.
       order: the order of the scores.
+      near: the last two cuts of each group, the later first, or 0 where there is none, `[2, G]`.
 
     Returns:
-      Bool masks of the leaves' shapes.
+      Bool masks of the leaves' shapes, the cuts, and whether there is a NaN.
     """
-    return keep_largest_and_passes(leaves, counts, groups, order)[0]
+    return keep_largest_and_passes(leaves, counts, groups, order, near)[0]
 
 
 def keep_largest_and_passes(
-    leaves: Sequence[Ranked], counts: jax.Array, groups: Sequence[int], order: Order
-) -> tuple[list[jax.Array], jax.Array]:
-    """As `keep_largest`, with the number of passes over the scores."""
-    blocks, numbers = split(leaves, order), np.asarray(groups)
+    leaves: Sequence[Ranked],
+    counts: jax.Array,
+    groups: Sequence[int],
+    order: Order,
+    near: jax.Array | None = None,
+) -> tuple[Found, tuple[jax.Array, jax.Array]]:
+    """As `keep_largest`, with the numbers of passes over the scores, and over the matrix."""
+    blocks = split(leaves, order)
     everything = candidates(blocks)
-    sizes = per_leaf(blocks, everything)
+    sizes = leaf_sums(everything, blocks.leaf_of_block, len(leaves))
     counts = jnp.minimum(counts, group_sums(sizes, groups, len(counts)))
-    start = _start(blocks, everything, sizes, counts)
-    found = _narrow(start, blocks, counts, groups)
-    exact = group_sums(found.above_low, groups, len(counts)) == counts
-    cuts = jnp.where(exact, found.low, found.high)[numbers]
-    above = jnp.where(exact[numbers], found.above_low, found.above_high)
+    search = _Search(blocks, counts, np.asarray(groups))
+    found, passes = search.found(_start(blocks, everything, sizes, counts), near)
+    exact = search.per_group(found.above_low) == counts
+    group_cuts = jnp.where(exact, found.low, found.high)
+    cuts, of_leaf = group_cuts[search.groups], exact[search.groups]
+    above = jnp.where(of_leaf, found.above_low, found.above_high)
     share = shares(counts, above, found.above_low - found.above_high, groups)
     limits = _limits(blocks, found, cuts, share)
     masks = written(blocks, cuts, limits)
-    shapes = [leaf.values.shape for leaf in leaves]
-    return [mask.reshape(s) for mask, s in zip(masks, shapes, strict=True)], found.passes
+    masks = [mask.reshape(x.values.shape) for mask, x in zip(masks, leaves, strict=True)]
+    return Found(masks, group_cuts, jnp.any(found.numbers != sizes)), passes
 
 
 def _start(blocks: Blocks, everything: jax.Array, sizes: jax.Array, counts: jax.Array) -> Bracket:
@@ -99,49 +117,123 @@ def _start(blocks: Blocks, everything: jax.Array, sizes: jax.Array, counts: jax.
         high=jnp.full(number, blocks.order.highest, unsigned),
         above_low=sizes,
         above_high=jnp.zeros_like(sizes),
-        blocks_low=everything,
-        blocks_high=jnp.zeros_like(everything),
+        units_low=everything,
+        units_high=jnp.zeros_like(everything),
+        going=jnp.ones(number, bool),
         stuck=jnp.zeros(number, bool),
+        rate=jnp.ones(number, jnp.float32),
+        numbers=sizes,
     )
     return Bracket(*(varying_like(x, (blocks.leaves, counts)) for x in start))
 
 
-def _narrow(start: Bracket, blocks: Blocks, counts: jax.Array, groups: Sequence[int]) -> Bracket:
-    """Passes over the scores until each bracket holds one code, or separates exactly k scores."""
-    numbers, order = np.asarray(groups), blocks.order
-    sample = thresholds.sample(blocks.leaves, groups, len(counts), order)
-    leaf_of_block = blocks.leaf_of_block
-    group_of_block = numbers[leaf_of_block]
+class _Search(NamedTuple):
+    """The search for the cut of each group."""
 
-    def per_group(per_leaf: jax.Array) -> jax.Array:
-        return group_sums(per_leaf, groups, len(counts))
+    blocks: Blocks
+    counts: jax.Array
+    groups: np.ndarray
 
-    def unfinished(state: Bracket) -> jax.Array:
-        narrow = state.high - state.low <= order.unsigned.type(1)
-        return ~(narrow | (per_group(state.above_low) == counts) | (counts == jnp.uint32(0)))
+    def per_group(self, per_leaf: jax.Array) -> jax.Array:
+        return group_sums(per_leaf, list(self.groups), len(self.counts))
 
-    def one_pass(state: Bracket) -> Bracket:
-        going = unfinished(state)
-        at_low, at_high = per_group(state.above_low), per_group(state.above_high)
-        tried = thresholds.choose(state, counts, at_low, at_high, sample, order)
-        read = going[numbers] & (state.above_low != state.above_high)
-        in_blocks = count_above(blocks, tried[numbers], read)
-        in_blocks = jnp.where(read[leaf_of_block], in_blocks, state.blocks_low)
-        above = jnp.where(read, per_leaf(blocks, in_blocks), state.above_low)
-        at = per_group(above)
-        raised, lowered = going & (at >= counts), going & (at < counts)
+    def unfinished(self, state: Bracket) -> jax.Array:
+        """Groups whose bracket holds several codes, and more or fewer than k scores above it."""
+        narrow = state.high - state.low <= self.blocks.order.unsigned.type(1)
+        exact = self.per_group(state.above_low) == self.counts
+        return ~(narrow | exact | (self.counts == jnp.uint32(0)))
+
+    def found(
+        self, start: Bracket, near: jax.Array | None
+    ) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
+        """Passes over the scores, then over the blocks in which brackets have entries."""
+        blocks, order = self.blocks, self.blocks.order
+        sample = thresholds.sample(blocks.leaves, list(self.groups), len(self.counts), order)
+        last_two = jnp.zeros((2, len(self.counts)), order.unsigned) if near is None else near
+
+        def one_pass(state: Bracket) -> Bracket:
+            ends = self.per_group(state.above_low), self.per_group(state.above_high)
+            tried = thresholds.choose(state, self.counts, *ends, sample, last_two, order)
+            count = functools.partial(count_above, blocks)
+            state = self.narrowed(state, tried, blocks.leaf_of_block, count)
+            left = self.unfinished(state)
+            many = ~rows.fit(blocks, self.inside(state, left))
+            return state._replace(going=left & (self.per_group(many.astype(jnp.int32)) > 0))
+
+        whole = lax.while_loop(lambda state: jnp.any(state.going), one_pass, start)
+        left = jnp.any(self.unfinished(whole))
+        none = jnp.zeros_like(whole.passes)
+        return lax.cond(left, self.ended, lambda state: (state, (state.passes, none)), whole)
+
+    def inside(self, state: Bracket, left: jax.Array) -> jax.Array:
+        """Which blocks hold entries inside the bracket of an unfinished group."""
+        return (state.units_low != state.units_high) & left[self.groups][self.blocks.leaf_of_block]
+
+    def ended(self, state: Bracket) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
+        """The rest of the search, among the blocks that hold what lies inside the brackets."""
+        left = self.unfinished(state)
+        matrix = rows.taken(self.blocks, self.inside(state, left))
+        ends = [rows.of_blocks(matrix, x) for x in (state.units_low, state.units_high)]
+        start = state._replace(units_low=ends[0], units_high=ends[1], going=left)
+
+        def one_pass(inner: Bracket) -> Bracket:
+            tried = thresholds.sections(inner.low, inner.high)
+            count = functools.partial(rows.count_above, matrix)
+            inner = self.narrowed(inner, tried, matrix.leaf_of_row, count)
+            return inner._replace(going=self.unfinished(inner))
+
+        end = lax.while_loop(lambda inner: jnp.any(inner.going), one_pass, start)
+        low = rows.put(matrix, state.units_low, end.units_low)
+        high = rows.put(matrix, state.units_high, end.units_high)
+        passes = state.passes, end.passes - state.passes
+        return end._replace(units_low=low, units_high=high), passes
+
+    def narrowed(
+        self,
+        state: Bracket,
+        tried: jax.Array,
+        leaf_of_unit: np.ndarray,
+        count: Callable[[jax.Array, jax.Array], jax.Array],
+    ) -> Bracket:
+        """The brackets after one pass with thresholds `[TRIED, G]`."""
+        left, groups = self.unfinished(state) & state.going, self.groups
+        read = state.going[groups] & (state.above_low != state.above_high)
+        in_units = count(tried[:, groups], read)
+        elsewhere = state.above_high - leaf_sums(state.units_high, leaf_of_unit, len(groups))
+        above = leaf_sums(in_units, leaf_of_unit, len(groups)).T
+        above = [jnp.where(read, row + elsewhere, state.above_low) for row in above]
+        at = [self.per_group(row) for row in above]
+        low = high = jnp.full(len(self.counts), TRIED, jnp.int32)
+        codes_low, codes_high = state.low, state.high
+        for place in range(TRIED):
+            code = tried[place]
+            raises = left & (at[place] >= self.counts) & (code > codes_low)
+            lowers = left & (at[place] < self.counts) & (code < codes_high)
+            low, codes_low = jnp.where(raises, place, low), jnp.where(raises, code, codes_low)
+            high, codes_high = jnp.where(lowers, place, high), jnp.where(lowers, code, codes_high)
+
+        def chosen(place: jax.Array, per_place: Any, old: jax.Array) -> jax.Array:
+            for i in range(TRIED):
+                old = jnp.where(place == i, per_place[i], old)
+            return old
+
+        of_leaf = [jnp.where(read, place[groups], TRIED) for place in (low, high)]
+        of_unit = [place[leaf_of_unit] for place in of_leaf]
+        ends = [self.per_group(x) for x in (state.above_low, state.above_high)]
+        stuck = (chosen(low, at, ends[0]) == ends[0]) & (chosen(high, at, ends[1]) == ends[1])
         return Bracket(
             passes=state.passes + 1,
-            low=jnp.where(raised, tried, state.low),
-            high=jnp.where(lowered, tried, state.high),
-            above_low=jnp.where(raised[numbers], above, state.above_low),
-            above_high=jnp.where(lowered[numbers], above, state.above_high),
-            blocks_low=jnp.where(raised[group_of_block], in_blocks, state.blocks_low),
-            blocks_high=jnp.where(lowered[group_of_block], in_blocks, state.blocks_high),
-            stuck=(at == at_low) | (at == at_high),
+            low=codes_low,
+            high=codes_high,
+            above_low=chosen(of_leaf[0], above, state.above_low),
+            above_high=chosen(of_leaf[1], above, state.above_high),
+            units_low=chosen(of_unit[0], in_units.T, state.units_low),
+            units_high=chosen(of_unit[1], in_units.T, state.units_high),
+            going=state.going,
+            stuck=stuck,
+            rate=thresholds.rate(tried, at),
+            numbers=jnp.where(state.passes == 0, above[0], state.numbers),
         )
-
-    return lax.while_loop(lambda state: jnp.any(unfinished(state)), one_pass, start)
 
 
 def _limits(blocks: Blocks, found: Bracket, cuts: jax.Array, share: jax.Array) -> jax.Array:
@@ -149,7 +241,7 @@ def _limits(blocks: Blocks, found: Bracket, cuts: jax.Array, share: jax.Array) -
     inside = (share > jnp.uint32(0)) & (share < found.above_low - found.above_high)
     sizes = jnp.asarray([leaf.values.size for leaf in blocks.leaves], jnp.uint32)
     whole = jnp.where(share > jnp.uint32(0), sizes, jnp.uint32(0))
-    tied = found.blocks_low - found.blocks_high
+    tied = found.units_low - found.units_high
     searched = lax.cond(
         jnp.any(inside),
         lambda: index_behind_tie(blocks, tied, cuts, share, inside),

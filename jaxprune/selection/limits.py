@@ -1,12 +1,26 @@
-"""What both lowerings share: who gets the places left for equal scores, sums over groups."""
+"""What both lowerings share: what they find, who gets the places left for ties, sums."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+
+class Found(NamedTuple):
+    """What a selection finds.
+
+    Attributes:
+      masks: one bool array a leaf; True = kept.
+      cuts: the code at which each group is cut, `[G]`.
+      nan: whether the score of a candidate is NaN.
+    """
+
+    masks: list[jax.Array]
+    cuts: jax.Array
+    nan: jax.Array
 
 
 def shares(
@@ -43,6 +57,11 @@ def group_sums(per_leaf: jax.Array, groups: Sequence[int], number: int) -> jax.A
     members = np.arange(number)[:, None] == np.asarray(groups)[None, :]
     zero = jnp.zeros((), per_leaf.dtype)
     return jnp.sum(jnp.where(members, per_leaf[None, :], zero), axis=1, dtype=per_leaf.dtype)
+
+
+def leaf_sums(per_unit: jax.Array, leaf_of_unit: np.ndarray, number: int) -> jax.Array:
+    """Sums over the units of each leaf, `[U, ...] -> [number, ...]`."""
+    return jax.ops.segment_sum(per_unit, leaf_of_unit, number)
 
 
 def varying_like(start: jax.Array, like: Any) -> jax.Array:

@@ -12,27 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.selection.keys import OUTSIDE, Order, Ranked, codes_of
-from jaxprune.selection.limits import group_sums, shares, varying_like
+from jaxprune.selection.keys import NAN, OUTSIDE, Order, Ranked, codes_of
+from jaxprune.selection.limits import Found, group_sums, shares, varying_like
 
 _DIGIT = 4
 """Bits found in one pass."""
 
 
 def keep_largest(
-    leaves: Sequence[Ranked], counts: jax.Array, groups: Sequence[int], order: Order
-) -> list[jax.Array]:
-    """The masks of `jaxprune.selection.keep_largest`.
+    leaves: Sequence[Ranked],
+    counts: jax.Array,
+    groups: Sequence[int],
+    order: Order,
+    near: jax.Array | None = None,
+) -> Found:
+    """What `jaxprune.selection.search` finds.
 
     Args:
       leaves: the scores, none empty.
       counts: how many to keep in each group, `uint32[G]`.
       groups: the group of each leaf.
       order: the order of the scores.
+      near: not used; the number of passes is always the same.
 
     Returns:
-      Bool masks of the leaves' shapes.
+      Bool masks of the leaves' shapes, the cuts, and whether there is a NaN.
     """
+    del near
     everything = [_candidates(leaf) for leaf in leaves]
     counts = jnp.minimum(counts, group_sums(jnp.stack(everything), groups, len(counts)))
 
@@ -46,6 +52,7 @@ def keep_largest(
             sums[group] = sums[group] + count
         return jnp.stack(sums)
 
+    unsigned_nan = order.unsigned.type(NAN)
     cuts = _largest_reaching(group_counts, counts, order.width, order.unsigned, leaves)
     above, equal = [], []
     for leaf, group in zip(leaves, groups, strict=True):
@@ -54,10 +61,12 @@ def keep_largest(
         equal.append(jnp.sum(codes == cuts[group], dtype=jnp.uint32))
     share = shares(counts, jnp.stack(above), jnp.stack(equal), groups)
     limits = _limits(leaves, cuts[np.asarray(groups)], share, jnp.stack(equal), order)
-    return [
+    masks = [
         _mask(codes_of(leaf, order), cuts[group], limit)
         for leaf, group, limit in zip(leaves, groups, limits, strict=True)
     ]
+    nan = [jnp.sum(codes_of(leaf, order) == unsigned_nan, dtype=jnp.uint32) > 0 for leaf in leaves]
+    return Found(masks, cuts, jnp.any(jnp.stack(nan)))
 
 
 def _candidates(leaf: Ranked) -> jax.Array:

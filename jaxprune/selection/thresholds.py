@@ -1,10 +1,11 @@
-"""Where the next threshold of each group goes: through a sample, then by the secant.
+"""Where the next four thresholds of each group go: three around the goal, one halves the bracket.
 
-The first two thresholds are entries of a strided sample, at the rank that the counts at the ends of
-the bracket imply; the next are linear in the value. They aim a little beyond the goal, seen from
-the nearer end, so that both ends close in. Where many scores are equal and a pass moves no count,
-the sample names values to try. Every fourth pass from the eighth on, and all from the 24th on,
-halve the bracket: 56 passes are enough for any scores of 32 bits.
+Three surround the k-th largest as far as it is known: from a strided sample, where the bracket
+still holds a good part of it, later by the secant, linear in the value; or, first of all, from
+where the last two searches ended. They lie as far apart as the goal is uncertain, so that a bracket
+of M scores becomes one of about 2 sqrt(M). Where many scores are equal and a pass moves no count,
+the sample names values to try. The fourth halves the bracket: 33 passes are enough for any scores
+of 32 bits.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.selection.keys import Order, Ranked, codes_of
+from jaxprune.selection.blocks import TRIED
+from jaxprune.selection.keys import NAN, Order, Ranked, codes_of
 
 _ROWS = 32
 _SAMPLED = 32768
 _SAMPLED_IN_GROUP = 1024
-_SAMPLED_PASSES = 2
-"""Passes whose thresholds come from the sample; after them the secant places better."""
+_WIDE = 16
+"""The sample places thresholds while the bracket holds a part of it larger than one in so many."""
 
-_ENOUGH = 8
-"""Entries of the sample in a bracket that make its order statistics worth using."""
+_BEND = 4
+"""A secant is off by about one part in so many of the bracket's relative width."""
 
-_HALVING_FROM, _HALVING_ONLY_FROM = 8, 24
+_LEAST_MOVE = 13
+"""A warm start looks at least 2^-13 of the value to both sides of where it expects the cut."""
+
+_WARM_PASSES = 3
+"""Passes of a warm start before the sample is asked."""
 
 
 class Sample(NamedTuple):
@@ -88,9 +94,10 @@ def choose(
     at_low: jax.Array,
     at_high: jax.Array,
     drawn: Sample,
+    near: jax.Array,
     order: Order,
 ) -> jax.Array:
-    """The next threshold of each group, strictly inside its bracket where there is room.
+    """The next thresholds of each group, inside its bracket where there is room.
 
     Args:
       state: the brackets (`jaxprune.selection.chunked.Bracket`).
@@ -98,51 +105,97 @@ def choose(
       at_low: how many lie above the low code.
       at_high: how many lie above the high code.
       drawn: the sample.
+      near: the last two cuts of each group, the later first, or 0 where there is none, `[2, G]`.
       order: the order of the scores.
 
     Returns:
-      Codes, `[G]`.
+      Codes, `[TRIED, G]`; the first of the first pass is that of NaN.
     """
-    one = order.unsigned.type(1)
+    one, first = order.unsigned.type(1), state.passes == 0
     wanted, inside = (counts - at_high).astype(jnp.float32), (at_low - at_high).astype(jnp.float32)
     sampled_high, sampled_low = _above(drawn.codes, state.high), _above(drawn.codes, state.low)
     sampled = sampled_low - sampled_high
     middle = state.low + (state.high - state.low) // order.unsigned.type(2)
-    secant, usable = _secant(state, wanted, inside, order)
-    usable &= ~state.stuck
-    by_sample = (sampled > 0) & (
-        ~usable | ((state.passes < _SAMPLED_PASSES) & (sampled >= _ENOUGH))
-    )
-    secant = _on_grain(jnp.where(usable, secant, middle), state, drawn.grain, order)
+    usable = ~state.stuck & _is_finite(state, order)
+    warm = near[0] > order.unsigned.type(NAN)
+    wide = sampled * _WIDE >= _above(drawn.codes, jnp.zeros_like(state.low))
+    missed = warm & wide & ~first & (state.passes < _WARM_PASSES)
+    by_sample = state.going & (sampled > 0) & ~(warm & first) & ~missed & (~usable | wide)
+    aims = _aims(wanted, inside, _bend(state, order))
+    secants = [jnp.where(usable, _secant(state, aim, inside, order), middle) for aim in aims]
+    secants = [_on_grain(secant, state, drawn.grain, order) for secant in secants]
+    from_end = _from_end(state, wanted, inside)
+    placed = [jnp.where(missed, *x) for x in zip(from_end, secants, strict=True)]
+    around = _around(near, order)
+    placed = [jnp.where(warm & first, *x) for x in zip(around, placed, strict=True)]
 
-    def from_sample() -> jax.Array:
+    def from_sample() -> list[jax.Array]:
         part = sampled.astype(jnp.float32)
-        missing = jnp.sqrt(jnp.maximum(1 - part / jnp.maximum(inside, 1), 0))
-        missing = jnp.where(state.passes > 0, missing, jnp.float32(0))
-        share = part * wanted / jnp.maximum(inside, 1)
-        rank = share + _beyond(share, part) * missing
-        rank = jnp.clip(jnp.floor(rank + 0.5).astype(jnp.int32), 1, jnp.maximum(sampled, 1))
-        found = _ranked(drawn.codes, sampled_high + rank, state.low, state.high)
-        # The high code itself is tried from below: are the scores equal to it the last to keep?
-        mass = _above(drawn.codes, state.high - one) - sampled_high
-        near = (mass >= 3) & (share <= 1.3 * mass.astype(jnp.float32) + 1)
-        return jnp.where((found == state.high) | near, state.high - one, found)
+        ranks = _aims(part * wanted / jnp.maximum(inside, 1), part, jnp.zeros_like(part))
+        ranks = [jnp.floor(rank + 0.5).astype(jnp.int32) for rank in ranks]
+        ranks = [jnp.clip(rank, 1, jnp.maximum(sampled, 1)) for rank in ranks]
+        ranks = jnp.stack([sampled_high + rank for rank in ranks])
+        found = jax.vmap(lambda rank: _ranked(drawn.codes, rank, state))(ranks)
+        # The high code itself is tried from below: its equals may be the last to keep.
+        found = [jnp.where(code == state.high, state.high - one, code) for code in found]
+        return [jnp.where(by_sample, *x) for x in zip(found, placed, strict=True)]
 
-    chosen = lax.cond(
-        jnp.any(by_sample), lambda: jnp.where(by_sample, from_sample(), secant), lambda: secant
-    )
-    halving = (state.passes >= _HALVING_FROM) & (state.passes % 4 == 0)
-    halving |= state.passes >= _HALVING_ONLY_FROM
-    return jnp.where(halving, middle, chosen)
+    chosen = lax.cond(jnp.any(by_sample), from_sample, lambda: placed)
+    lowest = jnp.where(first, order.unsigned.type(NAN), middle)
+    return jnp.stack([lowest, *(jnp.clip(code, one, state.high) for code in chosen)])
 
 
-def _beyond(share: jax.Array, whole: jax.Array) -> jax.Array:
-    """How far to aim beyond the goal: about the error to expect, away from the nearer end."""
-    error = 1.5 * jnp.sqrt(jnp.maximum(share * (1 - share / jnp.maximum(whole, 1)), 0))
-    return jnp.where(share * 2 < whole, error, -error)
+def sections(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Thresholds that cut each bracket into equal parts, `[TRIED, G]`."""
+    parts = high.dtype.type(TRIED + 1)
+    whole, rest = (high - low) // parts, (high - low) % parts
+    places = [high.dtype.type(place) for place in range(1, TRIED + 1)]
+    return jnp.stack([low + whole * place + rest * place // parts for place in places])
 
 
-def _ranked(codes: jax.Array, rank: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+def _around(near: jax.Array, order: Order) -> list[jax.Array]:
+    """Where the cut is on its way to, and a part of its last move aside; at least a little."""
+    unsigned = order.unsigned.type
+    last, before = near[0], jnp.where(near[1] > unsigned(NAN), near[1], near[0])
+    up = last >= before
+    move = jnp.where(up, last - before, before - last)
+    # What a value changes by a share of 2^-13 is that share of a power of two in codes.
+    digits = jnp.finfo(order.dtype).nmant
+    least = unsigned(1 << max(digits - _LEAST_MOVE, 0))
+    move = jnp.minimum(move, unsigned(1 << (digits - 2)))
+    goal = jnp.where(up, last + move, last - move)
+    aside = jnp.maximum(move // unsigned(4), least)
+    return [goal + aside, goal, goal - aside]
+
+
+def rate(tried: jax.Array, at: list[jax.Array]) -> jax.Array:
+    """How many scores there are for a code, between the outer two thresholds around the goal."""
+    width = jnp.maximum(tried[1], tried[3]) - jnp.minimum(tried[1], tried[3])
+    inside = jnp.maximum(at[1], at[3]) - jnp.minimum(at[1], at[3])
+    return jnp.maximum(inside.astype(jnp.float32), 0.5) / (width.astype(jnp.float32) + 1)
+
+
+def _from_end(state: Any, wanted: jax.Array, inside: jax.Array) -> list[jax.Array]:
+    """As many codes from the nearer end of the bracket as its scores take at the last rate."""
+    scores = jnp.minimum(wanted, inside - wanted)
+    width = state.high - state.low
+    most = width.astype(jnp.float32) * 0.99
+
+    def code(scores: jax.Array) -> jax.Array:
+        codes = jnp.clip(scores / state.rate, 1, jnp.maximum(most, 1)).astype(width.dtype)
+        return jnp.where(wanted * 2 < inside, state.high - codes, state.low + codes)
+
+    margin = scores / 4 + 2 * jnp.sqrt(scores)
+    return [code(scores - margin), code(scores), code(scores + margin)]
+
+
+def _aims(share: jax.Array, whole: jax.Array, bend: jax.Array) -> list[jax.Array]:
+    """Ranks to aim at, the goal in the middle: two standard errors aside, and the bend's error."""
+    error = jnp.sqrt(jnp.maximum(share * (1 - share / jnp.maximum(whole, 1)), 1)) * 2 + bend * whole
+    return [share - error, share, share + error]
+
+
+def _ranked(codes: jax.Array, rank: jax.Array, state: Any) -> jax.Array:
     """The sampled code of a rank (1 is the largest) in each group, known to be in (low, high]."""
 
     def halve(ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -154,21 +207,30 @@ def _ranked(codes: jax.Array, rank: jax.Array, low: jax.Array, high: jax.Array) 
     def wide(ends: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.any(ends[1] - ends[0] > ends[0].dtype.type(1))
 
-    return lax.while_loop(wide, halve, (low, high))[1]
+    return lax.while_loop(wide, halve, (state.low, state.high))[1]
 
 
-def _secant(
-    state: Any, wanted: jax.Array, inside: jax.Array, order: Order
-) -> tuple[jax.Array, jax.Array]:
-    """The code linear in the value between the ends, and whether these are numbers."""
-    share = wanted + jnp.where(inside > 32, _beyond(wanted, inside), jnp.float32(0))
-    part = ((share + 0.5) / (inside + 1)).astype(order.real)
+def _is_finite(state: Any, order: Order) -> jax.Array:
+    """Whether both ends of a bracket are numbers to interpolate between."""
+    return jnp.isfinite(_value(state.high, order)) & jnp.isfinite(_value(state.low, order))
+
+
+def _bend(state: Any, order: Order) -> jax.Array:
+    """The share of a bracket by which a secant may be off: counts are not linear in the value."""
     high, low = _value(state.high, order), _value(state.low, order)
-    value = high + (low - high) * part
+    largest = jnp.maximum(jnp.abs(high), jnp.abs(low))
+    width = jnp.abs(high / 2 - low / 2) / jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return width.astype(jnp.float32) * 2 / _BEND
+
+
+def _secant(state: Any, aim: jax.Array, inside: jax.Array, order: Order) -> jax.Array:
+    """The code of a rank, linear in the value between the ends."""
+    part = jnp.clip((aim + 0.5) / (inside + 1), 0, 1).astype(order.real)
+    high, low = _value(state.high, order), _value(state.low, order)
+    value = high * (1 - part) + low * part
     code = codes_of(Ranked(value.astype(order.dtype)), order)
     one = order.unsigned.type(1)
-    code = jnp.maximum(jnp.minimum(code, state.high - one), state.low + one)
-    return code, jnp.isfinite(value)
+    return jnp.maximum(jnp.minimum(code, state.high - one), state.low + one)
 
 
 def _value(code: jax.Array, order: Order) -> jax.Array:

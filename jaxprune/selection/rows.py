@@ -1,0 +1,86 @@
+"""Some blocks of leaves in one matrix, in which a search ends without reading the leaves again."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.selection.blocks import BLOCK, Blocks, counts_in, rows_of, words_of
+from jaxprune.selection.limits import leaf_sums
+
+_SHARE, _LEAST = 80, 24
+"""At most one block of so many of a leaf is copied, but so many where it has them."""
+
+
+class Rows(NamedTuple):
+    """Blocks, copied.
+
+    Attributes:
+      codes: the codes of each block, 0 in rows without one, `[R, BLOCK]`.
+      block: the number of the block, or that of all blocks where there is none, `[R]`.
+      leaf_of_row: the leaf of each row.
+    """
+
+    codes: jax.Array
+    block: jax.Array
+    leaf_of_row: np.ndarray
+
+
+def _most(blocks: Blocks) -> np.ndarray:
+    """How many whole blocks of each leaf the matrix has room for; rests are always in it."""
+    whole = np.asarray([leaf.values.size // BLOCK for leaf in blocks.leaves])
+    return np.minimum(whole, np.maximum(_LEAST, whole // _SHARE))
+
+
+def _whole(blocks: Blocks, active: jax.Array) -> jax.Array:
+    """Active blocks that are no rests."""
+    lengths = blocks.lengths
+    is_rest = np.zeros(int(lengths.sum()), bool)
+    is_rest[np.cumsum(lengths)[blocks.with_rest] - 1] = True
+    return active & ~is_rest
+
+
+def fit(blocks: Blocks, active: jax.Array) -> jax.Array:
+    """Whether there is room for all active blocks of a leaf, `[L]`."""
+    whole = _whole(blocks, active).astype(jnp.uint32)
+    here = leaf_sums(whole, blocks.leaf_of_block, len(blocks.leaves))
+    return here <= _most(blocks).astype(np.uint32)
+
+
+def taken(blocks: Blocks, active: jax.Array) -> Rows:
+    """The active blocks, as many as there is room for, and all rests."""
+    lengths, most = blocks.lengths.astype(np.int32), _most(blocks).astype(np.int32)
+    first, total = np.cumsum(lengths, dtype=np.int32) - lengths, int(lengths.sum())
+    slots = np.cumsum(most, dtype=np.int32) - most
+    whole, leaf = _whole(blocks, active), blocks.leaf_of_block
+    running = jnp.cumsum(whole, dtype=jnp.int32)
+    rank = running - jnp.pad(running, (1, 0))[first][leaf] - 1
+    slot = jnp.where(whole & (rank < most[leaf]), slots[leaf] + rank, int(most.sum()))
+    empty = jnp.full(int(most.sum()), -1, jnp.int32)
+    inside = empty.at[slot].set(np.arange(total, dtype=np.int32) - first[leaf], mode="drop")
+    leaf_of_slot = np.repeat(np.arange(len(lengths)), most)
+    parts = rows_of(blocks, jnp.split(inside, slots[1:]))
+    codes = jnp.concatenate(jax.lax.optimization_barrier([*parts, blocks.rests]))
+    with_rest = np.asarray(blocks.with_rest, int)
+    block = jnp.where(inside >= 0, first[leaf_of_slot] + inside, total)
+    block = jnp.concatenate([block, (first + lengths - 1)[with_rest]])
+    leaf_of_row = np.concatenate([leaf_of_slot, with_rest])
+    return Rows(jax.lax.optimization_barrier(codes), block, leaf_of_row)
+
+
+def of_blocks(rows: Rows, per_block: jax.Array) -> jax.Array:
+    """What belongs to the blocks, for each row; 0 in rows without one."""
+    return per_block.at[rows.block].get(mode="fill", fill_value=0)
+
+
+def put(rows: Rows, per_block: jax.Array, per_row: jax.Array) -> jax.Array:
+    """What belongs to the blocks, renewed where there is a row."""
+    return per_block.at[rows.block].set(per_row, mode="drop")
+
+
+def count_above(rows: Rows, codes: jax.Array, read: jax.Array) -> jax.Array:
+    """As `blocks.count_above`, for each row."""
+    limits = jnp.repeat(codes[:, rows.leaf_of_row], BLOCK, axis=1)
+    found = counts_in(words_of(rows.codes.reshape(-1), limits))
+    return jnp.where(read[rows.leaf_of_row][:, None], found, jnp.uint32(0))
