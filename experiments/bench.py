@@ -203,6 +203,49 @@ def mask_step_rows() -> list[tuple[str, str, str]]:
     return [row("mask step of RigL / refresh, per leaf", ratios, "<= 3")]
 
 
+ATTENTION: Mapping[str, Mapping[str, Any]] = {
+    "at rest": {"attention_init": 0.1, "target_anneal": None},
+    "while density falls": {"attention_init": 0.5, "target_anneal": (0, 200)},
+}
+"""Layer attention in two states: near its target, and on its way there, one part in 200 a step."""
+
+
+def rebuild_rows() -> list[tuple[str, str, str]]:
+    """Steps of layer attention that rebuild its masks, over those of the same that never does."""
+    rows, shapes = [], resnet50_shapes()
+    key = jax.random.key(2)
+    grads = {
+        path: 1e-3 * jax.random.normal(jax.random.fold_in(key, place), shape)
+        for place, (path, shape) in enumerate(shapes.items())
+    }
+    for name, inner in OPTIMIZERS.items():
+        for state, values in ATTENTION.items():
+            learner = optax.sgd(0.01, momentum=0.9)
+            method = jaxprune.layer_attention(
+                inner, sparsity=0.9, gamma=20.0, attention_optimizer=learner, **values
+            )
+            parts = jax.eval_shape(method.init, normal_params(shapes)).prune_spec.parts
+            (update,) = parts.mask_updates
+            changes = {
+                "never": update._replace(when=jaxprune.schedules.every(10**6)),
+                "warm": update,
+                "cold": update._replace(warm_start=False),
+            }
+            runs = {
+                case: running(
+                    jaxprune.prune(inner, [change], parts.view, learner=parts.learner),
+                    lambda: normal_params(shapes),
+                    grads,
+                )
+                for case, change in changes.items()
+            }
+            times = seconds(runs)
+            for case, reach in (("warm", "<= 1.60"), ("cold", "")):
+                what = f"layer attention {state}, masks rebuilt from a {case} start / never, {name}"
+                rows.append(row(what, times[case] / times["never"], reach))
+    return rows
+
+
 def network_rows() -> list[tuple[str, str, str]]:
     """The whole training step of a multi-layer perceptron of 10 million parameters, batch 32."""
     shapes = {f"dense{i}/kernel": (1826, 1826) for i in range(3)}
@@ -298,6 +341,7 @@ def main() -> None:
         selection_rows,
         step_rows,
         mask_step_rows,
+        rebuild_rows,
         network_rows,
         compile_rows,
         sharded_rows,

@@ -117,8 +117,8 @@ def _verify(state: PruneState, weights: Leaves) -> None:
         if off:
             came = f"{off} other entries at '{path}'"
             raise ValueError(f"`params` must be 0 where pruned, got {came}: {remedy}")
-    for path in trees.by_path(state.prune_dense):
-        if not _is_view(weights[path], seen[path]):
+    for path, dense in trees.by_path(state.prune_dense).items():
+        if not _is_view(weights[path], seen[path], dense):
             expected = "be the view of the dense weights"
             raise ValueError(f"`params` must {expected}, got others at '{path}': {remedy}")
     if int(state.prune_drift):
@@ -126,16 +126,19 @@ def _verify(state: PruneState, weights: Leaves) -> None:
         raise ValueError(f"`params` must stay 0 where pruned, got {came}: {remedy}")
 
 
-def _is_view(params: jax.Array, seen: jax.Array) -> bool:
+def _is_view(params: jax.Array, seen: jax.Array, dense: jax.Array) -> bool:
     """Whether a leaf is its view, as updates land on it.
 
     An update lands within a unit in the last place of the old entry or the new, whichever is
-    larger: an entry that has just crossed 0 is off by many units of its own. Most have not.
+    larger. The old one is not known any more: most were no larger than the dense weight is, but an
+    entry that has just crossed 0 was, and no entry was much larger than the largest is.
     """
-    largest = jnp.max(jnp.where(jnp.isfinite(seen), jnp.abs(seen), 0), initial=0)
-    landed = _equal(params, seen) | (jnp.abs(params - seen) <= 2 * _unit(seen) * largest)
-    exact = jnp.sum(_equal(params, seen) & (seen != 0))
-    return bool(jnp.all(landed) & (2 * exact >= jnp.sum(seen != 0)))
+    sizes = jnp.maximum(jnp.abs(seen), jnp.abs(dense).astype(jnp.abs(seen).dtype))
+    largest = jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0), initial=0)
+    off, unit = jnp.abs(params - seen), 2 * _unit(seen)
+    landed = _equal(params, seen) | (off <= unit * largest)
+    close = jnp.sum((_equal(params, seen) | (off <= unit * sizes)) & (seen != 0))
+    return bool(jnp.all(landed) & (2 * close >= jnp.sum(seen != 0)))
 
 
 def _equal(a: jax.Array, b: jax.Array) -> jax.Array:

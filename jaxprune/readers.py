@@ -131,6 +131,8 @@ def get_learned(opt_state: Any) -> Any:
     if not learning:
         names = [state.prune_spec.describe()["method"] for state in states]
         raise ValueError(wrong("opt_state", "hold a method that learns scores", ", ".join(names)))
+    if len(learning) == 1:
+        return learning[0].prune_learned
     return {path: x for state in learning for path, x in state.prune_learned.items()}
 
 

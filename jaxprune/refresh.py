@@ -163,7 +163,8 @@ def _if_due(
     held = dict(signals.mask), jnp.zeros((), bool), near
     if not update.warm_start:
         return _if(due, change, lambda: held)
-    # Due nearly always: chosen in the kernel that writes the masks, not by a door behind it.
+    # Due nearly always, so it is computed in any case: the choice is then made in the kernel that
+    # writes the masks, where a conditional would write them once more.
     return jax.tree.map(lambda new, old: jnp.where(due, new, old), change(), held)
 
 
@@ -262,9 +263,12 @@ def hidden(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
 
 
 def _looked_at(parts: Parts, age: jax.Array) -> jax.Array:
-    """Whether a refresh searches the params: every 16th where each update has one, else always."""
+    """Whether this refresh searches the params for drift.
+
+    Always if the update before changed no mask, else in every 16th, and in the second update.
+    """
     before = [update.when(age - 1) for update in parts.mask_updates]
-    return ~functools.reduce(jnp.logical_or, before, jnp.zeros((), bool)) | (age % 16 == 1)
+    return ~functools.reduce(jnp.logical_or, before, jnp.zeros((), bool)) | (age % 16 == 2)
 
 
 def _written(params: Leaves, hidden: Leaves) -> jax.Array:

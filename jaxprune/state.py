@@ -194,7 +194,8 @@ class PruneState(NamedTuple):
       prune_cuts: for each change of masks that starts warm, where the last two searches in each
         group of leaves ended; unsigned codes, the later first.
       prune_key: raw uint32 key data, from the seed.
-      prune_drift: entries off the mask that something else wrote, counted at refreshes, int32.
+      prune_drift: entries off the mask that something else wrote, counted at refreshes, at every
+        16th of them where each update has one; int32.
       prune_skipped: refreshes skipped because a score was NaN, int32.
       prune_revived: zeros of a sparse network that the first update let grow again, int32.
       prune_inner: the state of the inner optimizer.

@@ -174,10 +174,13 @@ class _Pruner:
         """The state before the first update; nothing is derived from the params' values."""
         leaves = trees.by_path(params)
         if not leaves:  # a placeholder of `optax.tree.map_params`, or a branch without leaves
-            return self._state(params, params, jnp.zeros(()), jnp.zeros(()), params)
+            none = jnp.zeros(())
+            state = self._state(params, params, none, none, none, params)
+            return state._replace(prune_cuts=none)
         mask = self._first_masks(leaves)
         learner = self.parts.learner  # copied, lest it be an alias of a value that was given
         learned = jax.tree.map(jnp.copy, learner.init(mask)) if learner else {}
+        learner_slots = learner.optimizer.init(learned) if learner else ()
         signals = Signals(jnp.zeros((), jnp.int32), leaves, mask, learned=learned)
         memory = self.parts.memory.init(mask) if self.parts.memory else {}
         dense = {p: dense_copy(leaves[p]) for p in self._copied(signals._replace(memory=memory))}
@@ -186,25 +189,27 @@ class _Pruner:
             trees.from_paths(params, dense),
             memory,
             learned,
+            learner_slots,
             trees.from_paths(params, leaves | dense),
         )
         # Memory and what is learned are there by now: scores and counts may read them.
         _, changes = jax.eval_shape(self._try_refresh, state, leaves)
         return state._replace(prune_cuts=self._no_cuts([cuts for *_, cuts in changes]))
 
-    def _state(self, mask: Any, dense: Any, memory: Any, learned: Any, weights: Any) -> PruneState:
+    def _state(
+        self, mask: Any, dense: Any, memory: Any, learned: Any, learner: Any, weights: Any
+    ) -> PruneState:
         def zero() -> jax.Array:  # one array each: a shared one could not be donated
             return jnp.zeros((), jnp.int32)
 
         key = jax.random.key_data(jax.random.key(self.seed, impl=PRNG))
-        learner = self.parts.learner
         return PruneState(
             prune_count=zero(),
             prune_mask=mask,
             prune_dense=dense,
             prune_memory=memory,
             prune_learned=learned,
-            prune_learner=() if learner is None else learner.optimizer.init(learned),
+            prune_learner=learner,
             prune_cuts=(),
             prune_key=key,
             prune_drift=zero(),

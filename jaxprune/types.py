@@ -70,7 +70,8 @@ class MaskUpdate(NamedTuple):
         candidates come as NaN, except to `masks.largest`, which ranks in place.
       candidates: which entries it chooses from.
       warm_start: whether the search for the k-th largest begins where the last two ended, for a
-        change due in nearly every update: the same masks, sooner. `select` must be `masks.largest`.
+        change due in nearly every update: the same masks, sooner. `select` must be `masks.largest`;
+        counts a slice gain nothing.
     """
 
     when: Callable[[jax.Array], jax.Array]
@@ -96,7 +97,8 @@ class View(NamedTuple):
       settle: (Signals after a change, entries just grown) -> {path: dense}: what dense weights
         become when masks change, where there is a copy of them. None leaves them as they are.
       decay_on: Signals -> {path: weights} that the inner optimizer gets as params in place of the
-        dense ones, so that its weight decay acts on them; None means the dense weights.
+        dense ones, so that its weight decay acts on them; None means the dense weights. Optimizers
+        that measure from the params they get (schedule-free ones, MADGRAD) then go wrong.
     """
 
     apply: Callable[[Signals], Leaves]

@@ -25,6 +25,7 @@ def test_biases_lie_beside_their_kernels() -> None:
         "a/kernel": ["a/bias"], "b/w": ["b/b"], "c/kernel": [],
         "cell/weight_hh": [], "cell/weight_ih": [],
     }  # fmt: skip
+    assert biases_of(["cell/weight_hh"], tree) == {"cell/weight_hh": []}
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,12 @@ def test_norms_are_given_by_pattern_with_groups() -> None:
         norms_of(paths, tree, {"b/": "nothing"})
     with pytest.raises(ValueError, match="`norms` must match at least one path"):
         norms_of(paths, tree, {"missing": "b_norm"})
+
+
+def test_one_norm_follows_one_layer() -> None:
+    tree = leaves(**{"a/kernel": (4, 8), "b/kernel": (4, 8), "norm/scale": (8,)})
+    expected = (
+        r"`norms` must name each norm for one layer, 'norm/scale' for 'a/kernel', got 'b/kernel'"
+    )
+    with pytest.raises(ValueError, match=expected):
+        norms_of(["a/kernel", "b/kernel"], tree, {"": "norm"})

@@ -308,6 +308,22 @@ def test_attentions_stay_within_their_bounds() -> None:
         assert {float(x) for x in jaxprune.get_learned(state).values()} == {np.float32(end)}
 
 
+@pytest.mark.parametrize("attention", [0.01, 0.1, 1.0])
+def test_however_far_a_layer_shrinks_at_once_its_params_are_its_view(attention: float) -> None:
+    tx = method(attention_init=attention, attention_optimizer=optax.set_to_zero())
+    params, state = tiny.params(), tx.init(tiny.params())
+    for _ in range(2):
+        updates, state = tx.update(tiny.zeros_like(params), state, params)
+        params = applied(params, updates)
+        jaxprune.verify(params, state)
+    with pytest.raises(ValueError, match="must be the view of the dense weights"):
+        jaxprune.verify({**params, "head": slightly_off(params["head"])}, state)
+
+
+def slightly_off(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x * 1.001, tree)
+
+
 def test_below_one_an_alpha_keeps_attentions_off_one() -> None:
     tx = method(attention_optimizer=optax.sgd(1.0), alpha=0.5)
     params = tiny.params()

@@ -14,7 +14,7 @@ from tiny import Loop, masks_of, scheduled, theirs
 
 import jaxprune
 from jaxprune import trees
-from jaxprune.types import Signals
+from jaxprune.types import Signals, View
 
 RATE, MOMENTUM, DECAY, OF_LEARNED, PENALTY = 0.05, 0.9, 0.1, 0.5, 0.2
 KERNELS = ("body/kernel", "head/kernel")
@@ -328,3 +328,11 @@ def test_what_learns_needs_optimizers() -> None:
         jaxprune.soft_threshold(
             None, threshold_optimizer=optax.sgd(0.1), threshold_init=-9.0, decay=0.1
         )
+
+
+def test_what_is_learned_may_be_any_tree() -> None:
+    learner = jaxprune.Learner(lambda mask: (jnp.ones(()), jnp.zeros(2)), optax.sgd(0.1))
+    view = View(lambda s: {p: s.learned[0] * s.dense[p] for p in s.mask}, copy=True)
+    tx = jaxprune.prune(optax.sgd(0.1), [], view, learner=learner)
+    one, zeros = jaxprune.get_learned(tx.init({"kernel": jnp.ones((2, 2))}))
+    assert (float(one), zeros.shape) == (1.0, (2,))

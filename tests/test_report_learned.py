@@ -71,7 +71,7 @@ def side_by_side() -> Any:
 @pytest.mark.parametrize(
     ("site", "told"),
     [
-        ("layer", "A norm follows 2 of 3 layers"),
+        ("layer", "By their names a norm follows 2 of 3 layers"),
         ("after_norm", "Attention after the norm"),
     ],
 )
@@ -143,7 +143,9 @@ def test_a_plan_of_two_methods_of_which_one_learns() -> None:
     assert (plan.kept, plan.learned) == (None, 1)
     assert "kept at the end: as it is learned" in str(plan)
     # Both notes, and no word of a block that the method that learns does not prune.
-    assert plan.note.startswith("A norm follows 1 of 1 layers (conv_0/kernel -> norm_0/")
+    assert plan.note.startswith(
+        "By their names a norm follows 1 of 1 layers (conv_0/kernel -> norm_0/"
+    )
     assert 'attention_on="update"' in plan.note
     assert "conv_1" not in plan.note
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import selection
-from jaxprune.selection import Ranked, any_nan, chunked, cut, keep_largest
+from jaxprune.selection import Ranked, any_nan, chunked, cut, keep_largest, rows
 from jaxprune.selection.keys import codes_of, order_of
 
 SHAPES = [(2, 1100), (), (3, 4, 5), (0, 3), (1024,)]
@@ -28,14 +28,17 @@ VARIANTS = [
     (False, False, ALTERNATING),
 ]
 CASES = 176
-"""Cases of each variant, dtype and lowering: 4,224 together."""
+"""Cases of each variant, dtype and lowering: 6,336 together."""
 
 KINDS = ["normal", "lattice", "half zeros", "zeros", "equal", "denormal", "special", "bits"]
 
 
-@pytest.fixture(params=["chunked", "natural"])
+@pytest.fixture(params=["chunked", "matrix", "natural"])
 def lowering(request, monkeypatch):
-    monkeypatch.setattr(selection, "_on_one_cpu", lambda: request.param == "chunked")
+    """Passes over the leaves, which small ones are spared; in a matrix alone; or on any device."""
+    monkeypatch.setattr(selection, "_on_one_cpu", lambda: request.param != "natural")
+    if request.param == "chunked":
+        monkeypatch.setattr(rows, "_LEAST", 1)
     return request.param
 
 
@@ -360,14 +363,18 @@ def test_replicas_under_pmap_and_shard_map_select_alone():
     np.testing.assert_array_equal(jax.block_until_ready(jax.jit(mapped)(xs, ks)), expected)
 
 
-def test_under_shard_map_on_one_device(lowering):
-    x = np.round(np.random.default_rng(6).standard_normal((50, 60)) * 9).astype(np.float32)
+@pytest.mark.parametrize("sizes", [(3000,), (35,), (9000, 35, 256)])
+def test_under_shard_map_on_one_device(lowering, sizes):
+    rng = np.random.default_rng(6)
+    xs = [np.round(rng.standard_normal(size) * 9).astype(np.float32) for size in sizes]
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(
-        lambda x, k: keep_largest([x], [k], [0])[0],
+        lambda xs, k: keep_largest(xs, [k], [0] * len(sizes)),
         mesh=mesh,
         in_specs=(P("x"), P()),
         out_specs=P("x"),
     )
-    found = jax.jit(mapped)(x, jnp.int32(1000))
-    np.testing.assert_array_equal(found, oracle.keep_largest([x], [1000], [0])[0])
+    k = sum(sizes) // 3
+    expected = oracle.keep_largest(xs, [k], [0] * len(sizes))
+    for found, right in zip(jax.jit(mapped)(xs, jnp.int32(k)), expected, strict=True):
+        np.testing.assert_array_equal(found, right)

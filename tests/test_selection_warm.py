@@ -56,7 +56,7 @@ def test_wherever_a_search_begins_the_masks_are_those_of_a_sort(near, seed, dens
     assert_equal_masks(whole.masks, leaves, [counts.sum()], [0] * 4)
 
 
-def test_cuts_are_the_codes_of_the_least_kept_scores(lowering):
+def test_cuts_lie_between_what_is_kept_and_what_is_not(lowering):
     leaves, counts = weights(0), np.asarray([4000, 70, 26, 1], np.int32)
     found = jax.jit(lambda: search([Ranked(x, True) for x in leaves], list(counts), range(4)))()
     order = order_of([Ranked(x) for x in leaves])
@@ -155,3 +155,14 @@ def test_masks_by_name_start_where_their_names_ended():
     assert found.masks["a"].sum(axis=1).tolist() == [7, 9]
     assert not found.cuts
     assert found.nan
+
+
+def test_a_nan_that_a_least_share_takes_is_one(lowering):
+    scores = {"a": jnp.asarray([1.0, jnp.nan]), "b": jnp.asarray([3.0, 4.0])}
+    assert jax.jit(lambda: chosen(scores, 3, min_density=1.0).nan)()
+    assert not jax.jit(lambda: chosen({"b": scores["b"]}, 1, min_density=0.5).nan)()
+
+
+def test_near_has_two_cuts_for_each_group():
+    with pytest.raises(ValueError, match=r"`near` must have the shape \(2, 1\), got \(2, 3\)"):
+        search([jnp.ones(3)], [1], [0], jnp.zeros((2, 3), jnp.uint32))

@@ -183,7 +183,7 @@ class Chosen(NamedTuple):
 
     Attributes:
       masks: ``{path: mask}``.
-      cuts: where each number cuts its leaves, by the number's path or "*": unsigned codes of
+      cuts: where each number can cut its leaves, by the number's path or "*": unsigned codes of
         scores; slices have none.
       nan: whether the score of a candidate is NaN.
     """
@@ -234,7 +234,7 @@ def chosen(
     names, numbers = _groups(list(scores), counts)
     group_of = {path: names.index(path if path in names else REST) for path in scores}
     shared = {path: leaf for path, leaf in scores.items() if names[group_of[path]] == REST}
-    first = _floors(shared, min_density)
+    first, nan = _floors(shared, min_density)
     for path, mask in first.items():
         group = group_of[path]
         numbers[group] = numbers[group] - jnp.sum(mask, dtype=jnp.int32)
@@ -245,7 +245,7 @@ def chosen(
     found = _found(others, numbers, list(group_of.values()), held)
     masks = dict(zip(scores, found.masks, strict=True))
     masks |= {path: masks[path] | mask for path, mask in first.items()}
-    return Chosen(masks, dict(zip(names, found.cuts, strict=True)), found.nan)
+    return Chosen(masks, dict(zip(names, found.cuts, strict=True)), found.nan | nan)
 
 
 def _apart(scores: Mapping[str, Any], counts: Counts) -> tuple[Counts, dict[str, Any]]:
@@ -293,13 +293,16 @@ def _compiled(
     return search(leaves, counts, groups, near)
 
 
-def _floors(leaves: Mapping[str, Any], min_density: Any) -> dict[str, jax.Array]:
-    """The highest of each leaf, as many as it keeps at least; nothing where that is none."""
+def _floors(leaves: Mapping[str, Any], min_density: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The highest of each leaf, as many as it keeps at least, and whether a score is NaN.
+
+    A leaf that keeps none at least is not searched.
+    """
     sizes = {p: x.values.size if isinstance(x, Ranked) else x.size for p, x in leaves.items()}
     least = {path: count_of("min_density", size, min_density) for path, size in sizes.items()}
     paths = [path for path, count in least.items() if not isinstance(count, int) or count]
     found = _found([leaves[p] for p in paths], [least[p] for p in paths], range(len(paths)))
-    return dict(zip(paths, found.masks, strict=True))
+    return dict(zip(paths, found.masks, strict=True)), found.nan
 
 
 def _groups(paths: list[str], counts: Counts) -> tuple[list[str], list[Any]]:

@@ -72,8 +72,8 @@ def search(
     """Finds exactly the largest scores of each group of leaves.
 
     With ``S`` the scores of the candidates of a group, the kept ones are the first
-    ``min(k, |S|)`` of a stable descending sort of ``S``. Where the search begins changes nothing
-    but its time.
+    ``min(k, |S|)`` of a stable descending sort of ``S``. Where the search begins changes no
+    mask.
 
     Args:
       scores: one array of any shape and floating dtype a leaf, or a `Ranked`.
@@ -81,7 +81,7 @@ def search(
         means none; more than there are candidates means all of them.
       groups: for each leaf the index of its group in `counts`.
       near: the cuts that the last two searches among these scores have found, the later one first,
-        `[2, G]`; 0 where there was none. For scores that have changed little since.
+        `[2, G]`; 0 where there was none. Worth it for scores that have changed little since.
 
     Returns:
       The masks; the `cuts`, one unsigned integer a group; and `nan`, whether the score of a
@@ -103,7 +103,7 @@ def search(
     """
     leaves = [x if isinstance(x, Ranked) else Ranked(x) for x in scores]
     leaves = [Ranked(jnp.asarray(x.values), x.magnitude, x.candidates) for x in leaves]
-    _check(leaves, counts, groups)
+    _check(leaves, counts, groups, near)
     masks = [jnp.zeros(leaf.values.shape, bool) for leaf in leaves]
     full = [i for i, leaf in enumerate(leaves) if leaf.values.size]
     read = [_still(leaves[i]) for i in full]
@@ -115,20 +115,27 @@ def search(
     numbers = [used.index(groups[i]) for i in full]
     wanted = jnp.stack([_wanted(counts[group]) for group in used])
     lowering = chunked if _on_one_cpu() else natural
-    last_two = None if near is None else near[:, np.asarray(used)]
+    last_two = None if near is None else near[:, np.asarray(used)].astype(order.unsigned)
     found = lowering.keep_largest(read, wanted, numbers, order, last_two)
     for i, mask in zip(full, found.masks, strict=True):
         masks[i] = mask
     return Found(masks, cuts.at[np.asarray(used)].set(found.cuts), found.nan)
 
 
-def _check(leaves: Sequence[Ranked], counts: Sequence[Count], groups: Sequence[int]) -> None:
+def _check(
+    leaves: Sequence[Ranked],
+    counts: Sequence[Count],
+    groups: Sequence[int],
+    near: jax.Array | None,
+) -> None:
     if len(groups) != len(leaves):
         raise ValueError(
             wrong("groups", f"name one group for each of {len(leaves)} leaves", groups)
         )
     if not all(0 <= group < len(counts) for group in groups):
         raise ValueError(wrong("groups", f"lie in [0, {len(counts)})", groups))
+    if near is not None and near.shape != (2, len(counts)):
+        raise ValueError(wrong("near", f"have the shape {(2, len(counts))}", near.shape))
     for leaf in leaves:
         if not jnp.issubdtype(leaf.values.dtype, jnp.floating):
             raise TypeError(wrong("scores", "be floating", str(leaf.values.dtype)))

@@ -1,8 +1,8 @@
 """Leaves as flat arrays of whole blocks, read in place, and their rests, copied into one matrix.
 
 The forms here are those that XLA:CPU turns into loops nearly as fast as the memory: sums over the
-middle axis of (n, 32, 8). Sums over longer axes it rewrites into trees, with large buffers. Four
-thresholds are counted in one reading, in the four bytes of a word.
+middle axis of (n, 16, 8) or (n, 32, 8). Sums over longer axes it rewrites into trees, with large
+buffers. Four thresholds are counted in one reading, in the four bytes of a word.
 
 XLA:CPU compiles equal kernels once. So kernels of leaves of one size are made equal: what differs
 between leaves (a threshold, a number) comes in as an operand and never as a constant: see
@@ -26,9 +26,13 @@ BLOCK = 256
 TRIED = 4
 """Thresholds counted in one pass."""
 
-_ROWS, _LANES = 16, 8
+_LANES = 8
+_ROWS = 16
+"""What is summed into one number, where these are bytes of one count, or floating."""
+
 _COLUMNS = BLOCK // _ROWS
 _WORD_ROWS = 32
+"""What is summed into one word of four counts: enough to halve the words, and a byte holds it."""
 
 
 class Blocks(NamedTuple):
@@ -128,7 +132,7 @@ def _with_numbers(
 ) -> list[jax.Array]:
     """Runs a function of the numbers of the leaves, with these as operands.
 
-    XLA folds a constant into the kernels that read it, but not across the door of a branch.
+    XLA folds a constant into the kernels that read it, but not into those of a branch.
     """
 
     def never(numbers: list[jax.Array]) -> list[jax.Array]:
@@ -205,7 +209,11 @@ def words_of(keys: jax.Array, limits: Sequence[jax.Array] | jax.Array) -> jax.Ar
 
 
 def counts_in(words: jax.Array) -> jax.Array:
-    """The counts of each block that its words hold, `[B * BLOCK / 32] -> [B, TRIED]`."""
+    """The counts of each block that its words hold, `[B * BLOCK / 32] -> [B, TRIED]`.
+
+    A byte of a word holds at most 32, the sum over a block 256: bytes are first moved apart, those
+    of the first and third threshold into the halves of one word, the others into those of another.
+    """
     pairs = words.reshape(-1, 2, BLOCK // _WORD_ROWS // 2)
     every_other = np.uint32(0x00FF00FF)
     even = lax.reduce(pairs & every_other, np.uint32(0), lax.add, (1,))
@@ -281,20 +289,17 @@ def rows_of(blocks: Blocks, numbers: Sequence[jax.Array]) -> list[jax.Array]:
       numbers: for each leaf the numbers of blocks within it, or -1 for a row of zeros.
 
     Returns:
-      ``[n, BLOCK]`` for each leaf; n is 0 where it is shorter than a block.
+      ``[n, BLOCK]`` for each leaf of a block or more.
     """
 
     def cut_out(_: list[jax.Array]) -> list[jax.Array]:
         pairs = zip(blocks.leaves, numbers, strict=True)
-        return [_rows(leaf, number, blocks.order) for leaf, number in pairs]
+        return [_rows(leaf, n, blocks.order) for leaf, n in pairs if leaf.values.size >= BLOCK]
 
     return _with_numbers(blocks, cut_out, (blocks.leaves, list(numbers)))
 
 
 def _rows(leaf: Ranked, numbers: jax.Array, order: Order) -> jax.Array:
-    if leaf.values.size < BLOCK:
-        return jnp.zeros((0, BLOCK), order.unsigned)
-
     def rows(x: jax.Array) -> jax.Array:
         return jnp.take(_whole(x).reshape(-1, BLOCK), numbers, axis=0, mode="clip")
 
@@ -351,14 +356,17 @@ def _window(leaf: Ranked, begin: jax.Array, order: Order) -> jax.Array:
 def written(blocks: Blocks, cuts: jax.Array, limits: jax.Array) -> list[jax.Array]:
     """The flat masks of what lies above the cuts, and of what lies at them below an index.
 
-    Only numbers come through the door: what reads a mask next can be fused with its kernel.
+    Only scalars pass a conditional here: what reads a mask next can be fused with its kernel.
     """
-    order = blocks.order
+    order, number = blocks.order, len(blocks.leaves)
     keys = _keys_of(cuts, blocks.leaves, order)
-    own_keys = _with_numbers(blocks, lambda ns: [_at(keys, n) for n in ns], keys)
-    own_limits = _with_numbers(blocks, lambda ns: [_at(limits, n) for n in ns], limits)
-    own = zip(blocks.leaves, own_keys, own_limits, strict=True)
-    return [_mask(leaf, key, limit, order) for leaf, key, limit in own]
+
+    def own(numbers: list[jax.Array]) -> list[jax.Array]:
+        return [_at(x, number) for x in (keys, limits) for number in numbers]
+
+    scalars = _with_numbers(blocks, own, (keys, limits))
+    pairs = zip(blocks.leaves, scalars[:number], scalars[number:], strict=True)
+    return [_mask(leaf, key, limit, order) for leaf, key, limit in pairs]
 
 
 def _mask(leaf: Ranked, key: jax.Array, limit: jax.Array, order: Order) -> jax.Array:

@@ -4,7 +4,7 @@ A pass counts, in each leaf, the scores above four thresholds of its group. Each
 bracket, ``count(code > low) >= k > count(code > high)``, which every pass narrows; `thresholds`
 places the next ones. A leaf whose counts agree at both ends has nothing inside the bracket, and is
 not read again. As soon as what lies inside the brackets is found in few blocks, these are copied
-into a matrix (`rows`), and the search ends there.
+into a matrix (`rows`), and the search ends there. Small leaves begin there.
 
 Leaves are read where they lie, as flat arrays of whole blocks (`blocks`).
 """
@@ -30,6 +30,8 @@ from jaxprune.selection.blocks import (
 )
 from jaxprune.selection.keys import Order, Ranked
 from jaxprune.selection.limits import Found, group_sums, leaf_sums, shares, varying_like
+
+_NONE = np.uint32(0)
 
 
 class Bracket(NamedTuple):
@@ -97,7 +99,8 @@ def keep_largest_and_passes(
     sizes = leaf_sums(everything, blocks.leaf_of_block, len(leaves))
     counts = jnp.minimum(counts, group_sums(sizes, groups, len(counts)))
     search = _Search(blocks, counts, np.asarray(groups))
-    found, passes = search.found(_start(blocks, everything, sizes, counts), near)
+    like = (blocks.leaves, counts, near)
+    found, passes = search.found(_start(blocks, everything, sizes, counts, like), near)
     exact = search.per_group(found.above_low) == counts
     group_cuts = jnp.where(exact, found.low, found.high)
     cuts, of_leaf = group_cuts[search.groups], exact[search.groups]
@@ -109,7 +112,9 @@ def keep_largest_and_passes(
     return Found(masks, group_cuts, jnp.any(found.numbers != sizes)), passes
 
 
-def _start(blocks: Blocks, everything: jax.Array, sizes: jax.Array, counts: jax.Array) -> Bracket:
+def _start(
+    blocks: Blocks, everything: jax.Array, sizes: jax.Array, counts: jax.Array, like: Any
+) -> Bracket:
     unsigned, number = blocks.order.unsigned, len(counts)
     start = Bracket(
         passes=jnp.int32(0),
@@ -124,7 +129,7 @@ def _start(blocks: Blocks, everything: jax.Array, sizes: jax.Array, counts: jax.
         rate=jnp.ones(number, jnp.float32),
         numbers=sizes,
     )
-    return Bracket(*(varying_like(x, (blocks.leaves, counts)) for x in start))
+    return Bracket(*(varying_like(x, like) for x in start))
 
 
 class _Search(NamedTuple):
@@ -148,6 +153,10 @@ class _Search(NamedTuple):
     ) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
         """Passes over the scores, then over the blocks in which brackets have entries."""
         blocks, order = self.blocks, self.blocks.order
+        if rows.hold_all(blocks):
+            matrix = rows.everything(blocks)
+            numbers = rows.numbers(matrix, len(self.groups))
+            return self.ended(start._replace(numbers=numbers), matrix)
         sample = thresholds.sample(blocks.leaves, list(self.groups), len(self.counts), order)
         last_two = jnp.zeros((2, len(self.counts)), order.unsigned) if near is None else near
 
@@ -163,30 +172,40 @@ class _Search(NamedTuple):
         whole = lax.while_loop(lambda state: jnp.any(state.going), one_pass, start)
         left = jnp.any(self.unfinished(whole))
         none = jnp.zeros_like(whole.passes)
-        return lax.cond(left, self.ended, lambda state: (state, (state.passes, none)), whole)
+        return lax.cond(left, self.followed, lambda state: (state, (state.passes, none)), whole)
 
     def inside(self, state: Bracket, left: jax.Array) -> jax.Array:
         """Which blocks hold entries inside the bracket of an unfinished group."""
         return (state.units_low != state.units_high) & left[self.groups][self.blocks.leaf_of_block]
 
-    def ended(self, state: Bracket) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
+    def followed(self, state: Bracket) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
         """The rest of the search, among the blocks that hold what lies inside the brackets."""
+        active = self.inside(state, self.unfinished(state))
+        return self.ended(state, rows.taken(self.blocks, active))
+
+    def ended(
+        self, state: Bracket, matrix: rows.Rows
+    ) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
+        """The search among the rows of a matrix."""
         left = self.unfinished(state)
-        matrix = rows.taken(self.blocks, self.inside(state, left))
         ends = [rows.of_blocks(matrix, x) for x in (state.units_low, state.units_high)]
         start = state._replace(units_low=ends[0], units_high=ends[1], going=left)
+        elsewhere = state.above_high - leaf_sums(ends[1], matrix.leaf_of_row, len(self.groups))
 
         def one_pass(inner: Bracket) -> Bracket:
             tried = thresholds.sections(inner.low, inner.high)
             count = functools.partial(rows.count_above, matrix)
-            inner = self.narrowed(inner, tried, matrix.leaf_of_row, count)
+            inner = self.narrowed(inner, tried, matrix.leaf_of_row, count, elsewhere)
             return inner._replace(going=self.unfinished(inner))
 
         end = lax.while_loop(lambda inner: jnp.any(inner.going), one_pass, start)
         low = rows.put(matrix, state.units_low, end.units_low)
         high = rows.put(matrix, state.units_high, end.units_high)
         passes = state.passes, end.passes - state.passes
-        return end._replace(units_low=low, units_high=high), passes
+        # What only placed thresholds is not carried on: XLA then leaves it out of the loop.
+        ended = state._replace(low=end.low, high=end.high)
+        ended = ended._replace(above_low=end.above_low, above_high=end.above_high)
+        return ended._replace(units_low=low, units_high=high), passes
 
     def narrowed(
         self,
@@ -194,12 +213,20 @@ class _Search(NamedTuple):
         tried: jax.Array,
         leaf_of_unit: np.ndarray,
         count: Callable[[jax.Array, jax.Array], jax.Array],
+        elsewhere: Any = _NONE,
     ) -> Bracket:
-        """The brackets after one pass with thresholds `[TRIED, G]`."""
+        """The brackets after one pass.
+
+        Args:
+          state: the brackets before it.
+          tried: its thresholds, `[TRIED, G]`.
+          leaf_of_unit: the leaf each unit belongs to.
+          count: (thresholds of leaves, which leaves to read) -> counts, `[U, TRIED]`.
+          elsewhere: entries above every bracket that no unit holds, `[L]`.
+        """
         left, groups = self.unfinished(state) & state.going, self.groups
         read = state.going[groups] & (state.above_low != state.above_high)
         in_units = count(tried[:, groups], read)
-        elsewhere = state.above_high - leaf_sums(state.units_high, leaf_of_unit, len(groups))
         above = leaf_sums(in_units, leaf_of_unit, len(groups)).T
         above = [jnp.where(read, row + elsewhere, state.above_low) for row in above]
         at = [self.per_group(row) for row in above]

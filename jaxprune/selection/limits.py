@@ -14,7 +14,8 @@ class Found(NamedTuple):
 
     Attributes:
       masks: one bool array a leaf; True = kept.
-      cuts: the code at which each group is cut, `[G]`.
+      cuts: a code at which each group can be cut: no kept score lies below it, and no other one
+        above it; `[G]`.
       nan: whether the score of a candidate is NaN.
     """
 

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.selection.blocks import BLOCK, Blocks, counts_in, rows_of, words_of
+from jaxprune.selection.keys import NAN
 from jaxprune.selection.limits import leaf_sums
 
-_SHARE, _LEAST = 80, 24
-"""At most one block of so many of a leaf is copied, but so many where it has them."""
+_SHARE = 80
+"""There is room for one block of a leaf in so many,"""
+
+_LEAST = 24
+"""or for so many, if that is more and the leaf has them."""
 
 
 class Rows(NamedTuple):
@@ -29,11 +33,15 @@ class Rows(NamedTuple):
 
 def _most(blocks: Blocks) -> np.ndarray:
     """How many whole blocks of each leaf the matrix has room for; rests are always in it."""
-    whole = np.asarray([leaf.values.size // BLOCK for leaf in blocks.leaves])
+    whole = _whole_blocks(blocks)
     return np.minimum(whole, np.maximum(_LEAST, whole // _SHARE))
 
 
-def _whole(blocks: Blocks, active: jax.Array) -> jax.Array:
+def _whole_blocks(blocks: Blocks) -> np.ndarray:
+    return np.asarray([leaf.values.size // BLOCK for leaf in blocks.leaves])
+
+
+def _without_rests(blocks: Blocks, active: jax.Array) -> jax.Array:
     """Active blocks that are no rests."""
     lengths = blocks.lengths
     is_rest = np.zeros(int(lengths.sum()), bool)
@@ -43,7 +51,7 @@ def _whole(blocks: Blocks, active: jax.Array) -> jax.Array:
 
 def fit(blocks: Blocks, active: jax.Array) -> jax.Array:
     """Whether there is room for all active blocks of a leaf, `[L]`."""
-    whole = _whole(blocks, active).astype(jnp.uint32)
+    whole = _without_rests(blocks, active).astype(jnp.uint32)
     here = leaf_sums(whole, blocks.leaf_of_block, len(blocks.leaves))
     return here <= _most(blocks).astype(np.uint32)
 
@@ -53,7 +61,7 @@ def taken(blocks: Blocks, active: jax.Array) -> Rows:
     lengths, most = blocks.lengths.astype(np.int32), _most(blocks).astype(np.int32)
     first, total = np.cumsum(lengths, dtype=np.int32) - lengths, int(lengths.sum())
     slots = np.cumsum(most, dtype=np.int32) - most
-    whole, leaf = _whole(blocks, active), blocks.leaf_of_block
+    whole, leaf = _without_rests(blocks, active), blocks.leaf_of_block
     running = jnp.cumsum(whole, dtype=jnp.int32)
     rank = running - jnp.pad(running, (1, 0))[first][leaf] - 1
     slot = jnp.where(whole & (rank < most[leaf]), slots[leaf] + rank, int(most.sum()))
@@ -67,6 +75,29 @@ def taken(blocks: Blocks, active: jax.Array) -> Rows:
     block = jnp.concatenate([block, (first + lengths - 1)[with_rest]])
     leaf_of_row = np.concatenate([leaf_of_slot, with_rest])
     return Rows(jax.lax.optimization_barrier(codes), block, leaf_of_row)
+
+
+def hold_all(blocks: Blocks) -> bool:
+    """Whether there is room for all blocks of all leaves."""
+    return bool((_most(blocks) == _whole_blocks(blocks)).all())
+
+
+def everything(blocks: Blocks) -> Rows:
+    """All blocks, where there is room for them."""
+    lengths, with_rest = blocks.lengths, np.asarray(blocks.with_rest, int)
+    whole, first = _whole_blocks(blocks), np.cumsum(lengths) - lengths
+    block = [start + np.arange(n) for start, n in zip(first, whole, strict=True)]
+    block = np.concatenate([*block, (first + lengths - 1)[with_rest]])
+    owners = np.concatenate([np.repeat(np.arange(len(whole)), whole), with_rest])
+    parts = rows_of(blocks, [jnp.arange(n, dtype=jnp.int32) for n in whole])
+    codes = jnp.concatenate(jax.lax.optimization_barrier([*parts, blocks.rests]))
+    return Rows(jax.lax.optimization_barrier(codes), jnp.asarray(block, jnp.int32), owners)
+
+
+def numbers(rows: Rows, leaves: int) -> jax.Array:
+    """How many entries of each leaf are neither NaN nor no candidates, `[L]`."""
+    here = jnp.sum(rows.codes > rows.codes.dtype.type(NAN), axis=1, dtype=jnp.uint32)
+    return leaf_sums(here, rows.leaf_of_row, leaves)
 
 
 def of_blocks(rows: Rows, per_block: jax.Array) -> jax.Array:
