@@ -74,6 +74,7 @@ def _runs_elsewhere(item: pytest.Item) -> bool:
     return DEVICES == 1 and item.get_closest_marker("several_devices") is not None
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker gets all tests of a file that share a child."""
     for item in items:
