@@ -9,7 +9,9 @@ return a gradient transformation. Each trains a tiny network under each method. 
 - at the end exactly the target is kept, and `verify` is silent;
 - what restarts of slots change is entries that begin to grow, and no others;
 - no such entry moves more than two learning rates in any later step, where the optimizer alone
-  moves no weight further than one and a half (Adam and its like).
+  moves no weight further than one and a half (Adam and its like);
+- where a method shows the optimizer other weights than those it moves, so that they decay
+  (`layer_attention`), the weights stand still without a gradient as they do under it alone.
 
 Else it gives the reason, as for optimizers that cannot be built or run in such a loop by themselves
 (the column ``alone``).
@@ -52,7 +54,17 @@ METHODS: Mapping[str, Callable[[Any], Any]] = {
     "prune_and_grow": lambda inner: jaxprune.prune_and_grow(
         inner, sparsity=0.75, stop=9, measure_steps=2, improve_steps=1, explore_steps=1
     ),
+    "layer_attention": lambda inner: jaxprune.layer_attention(
+        inner, sparsity=0.75, attention_optimizer=optax.sgd(0.1), target_anneal=(0, 8)
+    ),
+    "soft_threshold": lambda inner: jaxprune.soft_threshold(
+        inner, threshold_optimizer=optax.sgd(0.1), threshold_init=-1.5, decay=0.01
+    ),
+    "movement": lambda inner: jaxprune.movement(inner, score_optimizer=optax.sgd(1.0), **_RAMP),
 }
+
+OWN_COUNT = ("layer_attention", "soft_threshold")
+"""Methods that decide themselves how many weights they keep."""
 
 
 def optimizers() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -90,8 +102,16 @@ _VALUES: Mapping[str, Any] = {
 """What some optimizers cannot do without."""
 
 
-def outcome(tx: optax.GradientTransformation, pruned: bool, bounded: bool) -> tuple[str, float]:
+def outcome(
+    tx: optax.GradientTransformation, pruned: bool, counted: bool, bounded: bool
+) -> tuple[str, float]:
     """Whether a transformation trains the network and keeps exactly what it should.
+
+    Args:
+      tx: the optimizer alone, or within a method.
+      pruned: whether it is within one.
+      counted: whether that keeps a number that it was told.
+      bounded: whether the optimizer alone moves no weight further than one and a half rates.
 
     Returns:
       "ok" or what is wrong, and the largest move of a weight in any step.
@@ -125,11 +145,43 @@ def outcome(tx: optax.GradientTransformation, pruned: bool, bounded: bool) -> tu
     if pruned:
         jaxprune.verify(params, state)
         summary = jaxprune.summarize(params, state)
-        if 4 * summary.kept != summary.total:
+        if counted and 4 * summary.kept != summary.total:
             return f"keeps {summary.kept} of {summary.total}", furthest
         if bounded and late.furthest > 2 * RATE:
             return f"a grown entry moves {late.furthest / RATE:.1f} learning rates", furthest
     return "ok", furthest
+
+
+def reads_params(alone: optax.GradientTransformation, tx: Any) -> bool:
+    """Whether dense weights move without a gradient, further than the optimizer alone moves them.
+
+    It happens where a view shows the optimizer other weights than those it moves (`View.decay_on`),
+    and the optimizer measures from them.
+    """
+    params = {"kernel": jax.random.normal(jax.random.key(2), (8, 12))}
+    parts = tx.init(params).prune_spec.parts
+    if parts.view.decay_on is None:
+        return False
+    learner = parts.learner
+
+    def pruning(mask: Any) -> Any:  # attentions at which most weights are pruned
+        return jax.tree.map(lambda a: jnp.full_like(a, 0.3), learner.init(mask))
+
+    held = learner._replace(init=pruning, optimizer=optax.set_to_zero())
+    tx = jaxprune.prune(alone, parts.mask_updates, parts.view, learner=held)
+
+    def moved(tx: Any, dense: Callable[[Any, Any], Any]) -> float:
+        weights, state = params, tx.init(params)
+        wide = optax.with_extra_args_support(tx)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        for _ in range(3):
+            given = {"value": jnp.ones(()), "grad": zeros, "value_fn": lambda _: jnp.ones(())}
+            updates, state = wide.update(zeros, state, weights, **given)
+            weights = optax.apply_updates(weights, updates)
+        return float(np.abs(np.asarray(dense(weights, state)["kernel"] - params["kernel"])).max())
+
+    own = moved(alone, lambda weights, _: weights)
+    return moved(tx, lambda _, state: state.prune_dense) > 1.01 * own + 1e-6
 
 
 class _Latecomers:
@@ -183,7 +235,11 @@ def _check_slots(inner: Any, begin: Any, masks: Any, leaves: Any) -> None:
 def cell(make: Callable[..., Any], method: str, bounded: bool = False) -> tuple[str, float]:
     """What the table says of an optimizer under a method, and the largest move of a weight."""
     try:
-        return outcome(METHODS[method](built(make)), method != "alone", bounded)
+        wrapped, pruned = METHODS[method](built(make)), method != "alone"
+        said, furthest = outcome(wrapped, pruned, method not in OWN_COUNT, bounded)
+        if said == "ok" and pruned and reads_params(built(make), wrapped):
+            return "measures from its params (2)", furthest
+        return said, furthest
     except Exception as error:  # whatever a foreign optimizer raises is what the table reports
         return f"{type(error).__name__}: {str(error).splitlines()[0][:60]}", float("inf")
 
