@@ -76,9 +76,9 @@ def resnet50_shapes() -> dict[str, tuple[int, ...]]:
     return {f"{name}/kernel": shape for name, shape in shapes.items()}
 
 
-def normal_params(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
-    """Normal weights of these shapes, always the same."""
-    key = jax.random.key(0)
+def normal_params(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, jax.Array]:
+    """Normal weights of these shapes, always the same for a seed."""
+    key = jax.random.key(seed)
     return {
         path: jax.random.normal(jax.random.fold_in(key, place), shape)
         for place, (path, shape) in enumerate(shapes.items())
@@ -213,11 +213,7 @@ ATTENTION: Mapping[str, Mapping[str, Any]] = {
 def rebuild_rows() -> list[tuple[str, str, str]]:
     """Steps of layer attention that rebuild its masks, over those of the same that never does."""
     rows, shapes = [], resnet50_shapes()
-    key = jax.random.key(2)
-    grads = {
-        path: 1e-3 * jax.random.normal(jax.random.fold_in(key, place), shape)
-        for place, (path, shape) in enumerate(shapes.items())
-    }
+    grads = {path: 1e-3 * leaf for path, leaf in normal_params(shapes, seed=2).items()}
     for name, inner in OPTIMIZERS.items():
         for state, values in ATTENTION.items():
             learner = optax.sgd(0.01, momentum=0.9)

@@ -238,7 +238,7 @@ def cell(make: Callable[..., Any], method: str, bounded: bool = False) -> tuple[
         wrapped, pruned = METHODS[method](built(make)), method != "alone"
         said, furthest = outcome(wrapped, pruned, method not in OWN_COUNT, bounded)
         if said == "ok" and pruned and reads_params(built(make), wrapped):
-            return "measures from its params (2)", furthest
+            return "measures from its params", furthest
         return said, furthest
     except Exception as error:  # whatever a foreign optimizer raises is what the table reports
         return f"{type(error).__name__}: {str(error).splitlines()[0][:60]}", float("inf")

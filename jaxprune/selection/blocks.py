@@ -53,6 +53,11 @@ class Blocks(NamedTuple):
     order: Order
 
     @property
+    def whole(self) -> np.ndarray:
+        """Blocks in each leaf without its rest."""
+        return np.asarray([leaf.values.size // BLOCK for leaf in self.leaves])
+
+    @property
     def lengths(self) -> np.ndarray:
         """Blocks in each leaf, the rest counted as one."""
         return np.asarray([-(-leaf.values.size // BLOCK) for leaf in self.leaves])
@@ -149,9 +154,9 @@ def _at(vector: jax.Array, number: jax.Array) -> jax.Array:
 
 def candidates(blocks: Blocks) -> jax.Array:
     """How many candidates each block has, `[B]`."""
-    sizes = [leaf.values.size for leaf in blocks.leaves]
-    full = [np.clip(n - BLOCK * np.arange(-(-n // BLOCK)), 0, BLOCK) for n in sizes]
     if all(leaf.candidates is None for leaf in blocks.leaves):
+        sizes = [leaf.values.size for leaf in blocks.leaves]
+        full = [np.clip(n - BLOCK * np.arange(-(-n // BLOCK)), 0, BLOCK) for n in sizes]
         return jnp.asarray(np.concatenate(full), jnp.uint32)
 
     def columns(leaf: Ranked) -> jax.Array:
@@ -275,8 +280,7 @@ def _in_order(blocks: Blocks, whole: jax.Array, rests: jax.Array) -> jax.Array:
     """What belongs to blocks, leaf after leaf, from that of the whole ones and of the rests."""
     if not blocks.with_rest:
         return whole
-    whole_lengths = [leaf.values.size // BLOCK for leaf in blocks.leaves]
-    owners = np.repeat(np.arange(len(blocks.leaves)), whole_lengths)
+    owners = np.repeat(np.arange(len(blocks.leaves)), blocks.whole)
     place = np.argsort(np.concatenate([owners, blocks.with_rest]), kind="stable")
     return jnp.concatenate([whole, rests])[place]
 

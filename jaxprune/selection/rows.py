@@ -33,12 +33,7 @@ class Rows(NamedTuple):
 
 def _most(blocks: Blocks) -> np.ndarray:
     """How many whole blocks of each leaf the matrix has room for; rests are always in it."""
-    whole = _whole_blocks(blocks)
-    return np.minimum(whole, np.maximum(_LEAST, whole // _SHARE))
-
-
-def _whole_blocks(blocks: Blocks) -> np.ndarray:
-    return np.asarray([leaf.values.size // BLOCK for leaf in blocks.leaves])
+    return np.minimum(blocks.whole, np.maximum(_LEAST, blocks.whole // _SHARE))
 
 
 def _without_rests(blocks: Blocks, active: jax.Array) -> jax.Array:
@@ -79,13 +74,13 @@ def taken(blocks: Blocks, active: jax.Array) -> Rows:
 
 def hold_all(blocks: Blocks) -> bool:
     """Whether there is room for all blocks of all leaves."""
-    return bool((_most(blocks) == _whole_blocks(blocks)).all())
+    return bool((_most(blocks) == blocks.whole).all())
 
 
 def everything(blocks: Blocks) -> Rows:
     """All blocks, where there is room for them."""
     lengths, with_rest = blocks.lengths, np.asarray(blocks.with_rest, int)
-    whole, first = _whole_blocks(blocks), np.cumsum(lengths) - lengths
+    whole, first = blocks.whole, np.cumsum(lengths) - lengths
     block = [start + np.arange(n) for start, n in zip(first, whole, strict=True)]
     block = np.concatenate([*block, (first + lengths - 1)[with_rest]])
     owners = np.concatenate([np.repeat(np.arange(len(whole)), whole), with_rest])
