@@ -16,13 +16,13 @@ from jaxprune import slots
 from jaxprune.masks.ranking import chosen, largest
 from jaxprune.schedules.numbers import is_traced
 from jaxprune.scores import gradient, magnitude
-from jaxprune.selection import Ranked, any_nan, count_true
+from jaxprune.selection import Points, Ranked, any_nan, count_true
 from jaxprune.state import PRNG, Parts
 from jaxprune.trees import by_path, is_complex, known
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals
 
-Cuts = tuple[dict[str, jax.Array], ...]
-"""Where the last two searches of each change ended, by group of leaves; as in the state."""
+Cuts = tuple[Points | tuple[()], ...]
+"""Where the last search of each change ended, if it starts warm; as in the state."""
 
 Counters = tuple[jax.Array, jax.Array, jax.Array]
 """Drift, skipped and revived, as in the state."""
@@ -152,34 +152,30 @@ def readable(parts: Parts, signals: Signals) -> Signals:
 
 
 def _if_due(
-    due: jax.Array, update: MaskUpdate, signals: Signals, near: dict[str, jax.Array]
-) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-    """Masks, whether a score is NaN, and the last two cuts, changed if due."""
-
-    def change() -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-        mask, failed, cuts = changed(update, signals, near)
-        return mask, failed, {name: jnp.stack([cuts[name], two[0]]) for name, two in near.items()}
-
+    due: jax.Array, update: MaskUpdate, signals: Signals, near: Points | tuple[()]
+) -> tuple[dict[str, jax.Array], jax.Array, Points | tuple[()]]:
+    """Masks, whether a score is NaN, and where the search ended, changed if due."""
     held = dict(signals.mask), jnp.zeros((), bool), near
     if not update.warm_start:
-        return _if(due, change, lambda: held)
+        return _if(due, lambda: (*changed(update, signals)[:2], near), lambda: held)
     # Due nearly always, so it is computed in any case: the choice is then made in the kernel that
     # writes the masks, where a conditional would write them once more.
-    return jax.tree.map(lambda new, old: jnp.where(due, new, old), change(), held)
+    new = changed(update, signals, near)
+    return jax.tree.map(lambda new, old: jnp.where(due, new, old), new, held)
 
 
 def changed(
-    update: MaskUpdate, signals: Signals, near: Mapping[str, jax.Array] | None = None
-) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
+    update: MaskUpdate, signals: Signals, near: Points | tuple[()] = ()
+) -> tuple[dict[str, jax.Array], jax.Array, Points | tuple[()]]:
     """The masks after one change, and whether a score was NaN at a candidate.
 
     Args:
       update: the change.
       signals: what its score sees.
-      near: where the last two searches ended, by group; none where the change does not start warm.
+      near: where the last search ended; none where the change does not start warm.
 
     Returns:
-      ``({path: mask}, failed, cuts)``, the latter where this search ended, by group.
+      ``({path: mask}, failed, points)``, the latter where this search ended.
     """
     mask = signals.mask
     choice = {
@@ -193,16 +189,16 @@ def changed(
         counts = _missing(counts, mask)
     if ranks_in_place(update):
         options = getattr(update.select, "keywords", {})
-        masks, cuts, failed = chosen(ranked, counts, **options, near=near)
+        masks, ended, failed = chosen(ranked, counts, **options, near=near or None)
     else:
         scores = {path: score.written() for path, score in ranked.items()}
-        masks, cuts = dict(update.select(scores, counts)), {}
+        masks, ended = dict(update.select(scores, counts)), ()
         failed = any_nan(list(ranked.values()))
     if update.candidates is Candidates.PRUNED:
         masks = {path: masks[path] | m for path, m in mask.items()}
     if update.candidates is Candidates.KEPT and not ranks_in_place(update):
         masks = {path: masks[path] & m for path, m in mask.items()}
-    return masks, failed, cuts
+    return masks, failed, ended
 
 
 def ranks_in_place(update: MaskUpdate) -> bool:

@@ -191,8 +191,8 @@ class PruneState(NamedTuple):
       prune_memory: what the method's `Memory` remembers.
       prune_learned: what the method's `Learner` has learned.
       prune_learner: the state of the learner's optimizer.
-      prune_cuts: for each change of masks that starts warm, where the last two searches in each
-        group of leaves ended; unsigned codes, the later first.
+      prune_cuts: for each change of masks that starts warm, where the last search ended
+        (`selection.Points`).
       prune_key: raw uint32 key data, from the seed.
       prune_drift: entries off the mask that something else wrote, counted at refreshes, at every
         16th of them where each update has one; int32.

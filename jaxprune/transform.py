@@ -194,7 +194,10 @@ class _Pruner:
         )
         # Memory and what is learned are there by now: scores and counts may read them.
         _, changes = jax.eval_shape(self._try_refresh, state, leaves)
-        return state._replace(prune_cuts=self._no_cuts([cuts for *_, cuts in changes]))
+        pairs = zip(self.parts.mask_updates, changes, strict=True)
+        ended = [points if update.warm_start else () for update, (*_, points) in pairs]
+        cuts = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tuple(ended))
+        return state._replace(prune_cuts=cuts)
 
     def _state(
         self, mask: Any, dense: Any, memory: Any, learned: Any, learner: Any, weights: Any
@@ -258,13 +261,6 @@ class _Pruner:
         signals = self._remembered(signals)
         signals = readable(self.parts, signals)
         return start, [changed(update, signals) for update in self.parts.mask_updates]
-
-    def _no_cuts(self, cuts: Sequence[dict[str, Any]]) -> tuple[dict[str, jax.Array], ...]:
-        """Zeros for two cuts of each group that a warm start wants to know."""
-        return tuple(
-            {name: jnp.zeros(2, cut.dtype) for name, cut in found.items() if update.warm_start}
-            for update, found in zip(self.parts.mask_updates, cuts, strict=True)
-        )
 
     # ----------------------------------------------------------------------------------- update
 

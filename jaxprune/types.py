@@ -69,7 +69,7 @@ class MaskUpdate(NamedTuple):
       select: (scores, counts) -> {path: mask}; keeps that many of the highest. Entries that are no
         candidates come as NaN, except to `masks.largest`, which ranks in place.
       candidates: which entries it chooses from.
-      warm_start: whether the search for the k-th largest begins where the last two ended, for a
+      warm_start: whether the search for the k-th largest begins where the last one ended, for a
         change due in nearly every update: the same masks, sooner. `select` must be `masks.largest`;
         counts a slice gain nothing.
     """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxprune import selection
 from jaxprune.masks.ranking import chosen, largest
-from jaxprune.selection import Ranked, any_nan, chunked, rows, search
+from jaxprune.selection import Points, Ranked, any_nan, chunked, rows, search
 from jaxprune.selection.keys import codes_of, order_of
 
 SIZES = (40_000, 700, 256, 3)
@@ -46,13 +46,22 @@ def together(leaves, count, near):
 codes = st.one_of(st.integers(0, 2**32 - 1), st.integers(0xFE000000, 0xFF000000), st.just(0))
 
 
-@given(st.lists(codes, min_size=8, max_size=8), st.integers(0, 9), st.floats(0, 1))
-def test_wherever_a_search_begins_the_masks_are_those_of_a_sort(near, seed, density):
+numbers = st.one_of(st.integers(0, 40_000), st.integers(0, 2**32 - 1))
+
+
+@given(
+    st.lists(codes, min_size=8, max_size=8),
+    st.lists(numbers, min_size=8, max_size=8),
+    st.integers(0, 9),
+    st.floats(0, 1),
+)
+def test_wherever_a_search_begins_the_masks_are_those_of_a_sort(near, above, seed, density):
     leaves = weights(seed)
     counts = np.asarray([round(density * size) for size in SIZES], np.int32)
-    near = np.asarray(near, np.uint32).reshape(2, 4)
+    codes = np.asarray(near, np.uint32).reshape(2, 4)
+    near = Points(codes, np.asarray(above, np.uint32).reshape(2, 4))
     assert_equal_masks(apart(leaves, counts, near).masks, leaves, counts, range(4))
-    whole = together(leaves, counts.sum(), near[:, :1])
+    whole = together(leaves, counts.sum(), Points(*[x[:, :1] for x in near]))
     assert_equal_masks(whole.masks, leaves, [counts.sum()], [0] * 4)
 
 
@@ -60,8 +69,12 @@ def test_cuts_lie_between_what_is_kept_and_what_is_not(lowering):
     leaves, counts = weights(0), np.asarray([4000, 70, 26, 1], np.int32)
     found = jax.jit(lambda: search([Ranked(x, True) for x in leaves], list(counts), range(4)))()
     order = order_of([Ranked(x) for x in leaves])
-    for leaf, cut, mask in zip(leaves, found.cuts, found.masks, strict=True):
+    for i, (leaf, mask) in enumerate(zip(leaves, found.masks, strict=True)):
         kept = np.asarray(codes_of(Ranked(jnp.asarray(leaf), True), order))
+        codes_here, above_them = (np.asarray(x)[:, i] for x in found.points)
+        cut = codes_here[0]
+        for code, above in zip(codes_here, above_them, strict=True):
+            assert code == 0 or above == (kept > code).sum()
         # A cut may lie anywhere between the least that is kept and the largest that is not.
         assert kept[~np.asarray(mask)].max() <= cut <= kept[np.asarray(mask)].min()
 
@@ -71,23 +84,27 @@ def test_a_search_whose_end_is_known_takes_one_pass_and_a_new_one_few():
     counts = jnp.asarray([200_000, 30_000], jnp.uint32)
 
     @jax.jit
-    def passes(near):
+    def passes(near, counts):
         ranked = [Ranked(jnp.asarray(x), True) for x in leaves]
         return chunked.keep_largest_and_passes(ranked, counts, [0, 1], order_of(ranked), near)
 
-    found, (cold, after) = passes(jnp.zeros((2, 2), jnp.uint32))
+    none = jnp.zeros((2, 2), jnp.uint32)
+    found, (cold, after) = passes(Points(none, none), counts)
     assert int(cold) <= 4
     assert int(after) <= 8
-    known, (warm, _) = passes(jnp.stack([found.cuts, found.cuts]))
+    near = found.points
+    for _ in range(12):  # the same again: what lies aside comes nearer each time
+        near = passes(near, counts)[0].points
+    known, (warm, _) = passes(near, counts)
     assert int(warm) == 1
-    moved = found.cuts + jnp.uint32(2000)
-    missed, (again, _) = passes(jnp.stack([moved, moved]))
-    assert int(again) <= 3
-    moving, (on_its_way, _) = passes(jnp.stack([found.cuts - jnp.uint32(9000), moved - 20_000]))
+    fewer = counts - jnp.asarray([200, 30], jnp.uint32)
+    moving, (on_its_way, _) = passes(near, fewer)
     assert int(on_its_way) <= 2
-    for other in (known, missed, moving):
-        for mask, right in zip(other.masks, found.masks, strict=True):
-            np.testing.assert_array_equal(mask, right)
+    moved = near._replace(codes=near.codes + jnp.uint32(20_000))
+    missed, (again, _) = passes(moved, counts)
+    assert int(again) <= 3
+    for other, kept in ((known, counts), (missed, counts), (moving, fewer)):
+        assert_equal_masks(other.masks, leaves, kept, [0, 1])
 
 
 def test_more_active_blocks_than_rows_are_searched_where_they_lie():
@@ -105,8 +122,10 @@ def test_rows_hold_the_active_blocks_and_every_rest():
     lengths = blocks.lengths
     assert list(lengths) == [-(-x.size // 256) for x in leaves]
     active = jnp.zeros(lengths.sum(), bool).at[np.asarray([3, 100])].set(True)
-    assert rows.fit(blocks, active).all()
-    assert not rows.fit(blocks, jnp.ones_like(active))[0]
+    assert rows.fit(blocks, jnp.asarray([64, 255, 256], jnp.uint32)).all()
+    assert rows.fit(blocks, jnp.asarray([65, 255, 256], jnp.uint32)).tolist() == [False, True, True]
+    room = rows.room(blocks, np.asarray([0, 1, 0]), 2)
+    np.testing.assert_allclose(room, [64 * (60_256 / 60_000), 255])
     matrix = rows.taken(blocks, active)
     total = int(lengths.sum())
     taken = {int(b): np.asarray(row) for b, row in zip(matrix.block, matrix.codes, strict=True)}
@@ -144,8 +163,8 @@ def test_masks_by_name_start_where_their_names_ended():
     scores = {"a": jnp.asarray(weights(5)[0]), "b": jnp.asarray(weights(6)[1])}
     counts = {"b": 70, "*": 4000}
     first = jax.jit(lambda: chosen(scores, counts))()
-    near = {name: jnp.stack([cut, cut]) for name, cut in first.cuts.items()}
-    again = jax.jit(lambda: chosen(scores, counts, near=near))()
+    assert first.points.counts[0].tolist() == [70, 4000]
+    again = jax.jit(lambda: chosen(scores, counts, near=first.points))()
     alone = largest(scores, counts)
     for path in scores:
         np.testing.assert_array_equal(again.masks[path], first.masks[path])
@@ -153,7 +172,7 @@ def test_masks_by_name_start_where_their_names_ended():
     stacked = {"a": jnp.stack([scores["b"], 2 * scores["b"]]).at[1, 3].set(jnp.nan)}
     found = chosen(stacked, {"a": jnp.asarray([[7], [9]])})
     assert found.masks["a"].sum(axis=1).tolist() == [7, 9]
-    assert not found.cuts
+    assert not found.points.codes.size
     assert found.nan
 
 
@@ -163,6 +182,7 @@ def test_a_nan_that_a_least_share_takes_is_one(lowering):
     assert not jax.jit(lambda: chosen({"b": scores["b"]}, 1, min_density=0.5).nan)()
 
 
-def test_near_has_two_cuts_for_each_group():
+def test_near_has_two_points_for_each_group():
+    near = Points(*[jnp.zeros((2, 3), jnp.uint32)] * 2)
     with pytest.raises(ValueError, match=r"`near` must have the shape \(2, 1\), got \(2, 3\)"):
-        search([jnp.ones(3)], [1], [0], jnp.zeros((2, 3), jnp.uint32))
+        search([jnp.ones(3)], [1], [0], near)

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune.masks.counting import Density, arrays, count_of, counts_of, sizes_of
 from jaxprune.masks.slices import largest_of_slices
-from jaxprune.selection import Found, Ranked, any_nan, search
+from jaxprune.selection import Found, Points, Ranked, any_nan, search
 from jaxprune.trees import Tree, by_path, from_paths, uniform_like
 from jaxprune.types import REST, Count, Counts, wrong
 
@@ -183,13 +183,12 @@ class Chosen(NamedTuple):
 
     Attributes:
       masks: ``{path: mask}``.
-      cuts: where each number can cut its leaves, by the number's path or "*": unsigned codes of
-        scores; slices have none.
+      points: where the search for each number ended, in the order of the numbers; slices have none.
       nan: whether the score of a candidate is NaN.
     """
 
     masks: dict[str, jax.Array]
-    cuts: dict[str, jax.Array]
+    points: Points
     nan: jax.Array
 
 
@@ -197,7 +196,7 @@ def chosen(
     scores: Mapping[str, jax.Array | Ranked],
     counts: Counts,
     min_density: Any = 0.0,
-    near: Mapping[str, jax.Array] | None = None,
+    near: Points | None = None,
 ) -> Chosen:
     """The masks of `largest`, and what else the search for them has found.
 
@@ -205,10 +204,10 @@ def chosen(
       scores: as there.
       counts: as there.
       min_density: as there.
-      near: the last two `cuts` by name, the later first, or 0 where there is none, each `[2]`.
+      near: the `points` of the last search, or zeros.
 
     Returns:
-      Masks, cuts, and whether a score is NaN.
+      Masks, points, and whether a score is NaN.
 
     Raises:
       ValueError: as `largest` does.
@@ -217,8 +216,8 @@ def chosen(
       >>> import jax.numpy as jnp
       >>> from jaxprune.masks.ranking import chosen
       >>> found = chosen({"a": jnp.array([3.0, jnp.nan]), "b": jnp.array([1.0, 2.0])}, 1)
-      >>> found.masks["a"].tolist(), [*found.cuts], bool(found.nan)
-      ([True, False], ['*'], True)
+      >>> found.masks["a"].tolist(), found.points.counts[0].tolist(), bool(found.nan)
+      ([True, False], [1], True)
 
     References:
       Original.
@@ -230,7 +229,7 @@ def chosen(
         found = chosen(others, counts, min_density, near)
         masks = largest_of_slices(slices, sliced) | found.masks
         nan = found.nan | any_nan(list(slices.values()))
-        return Chosen({path: masks[path] for path in scores}, found.cuts, nan)
+        return Chosen({path: masks[path] for path in scores}, found.points, nan)
     names, numbers = _groups(list(scores), counts)
     group_of = {path: names.index(path if path in names else REST) for path in scores}
     shared = {path: leaf for path, leaf in scores.items() if names[group_of[path]] == REST}
@@ -239,13 +238,10 @@ def chosen(
         group = group_of[path]
         numbers[group] = numbers[group] - jnp.sum(mask, dtype=jnp.int32)
     others = [_without(leaf, first.get(path)) for path, leaf in scores.items()]
-    held = None
-    if near:
-        held = jnp.stack([near[name] for name in names], axis=1)
-    found = _found(others, numbers, list(group_of.values()), held)
+    found = _found(others, numbers, list(group_of.values()), near)
     masks = dict(zip(scores, found.masks, strict=True))
     masks |= {path: masks[path] | mask for path, mask in first.items()}
-    return Chosen(masks, dict(zip(names, found.cuts, strict=True)), found.nan | nan)
+    return Chosen(masks, found.points, found.nan | nan)
 
 
 def _apart(scores: Mapping[str, Any], counts: Counts) -> tuple[Counts, dict[str, Any]]:
@@ -266,7 +262,7 @@ def _found(
     scores: Sequence[jax.Array | Ranked],
     counts: Sequence[Count],
     groups: Iterable[int],
-    near: jax.Array | None = None,
+    near: Points | None = None,
 ) -> Found:
     """`search`, compiled once for its shapes: outside jit its loops would be each time."""
     leaves = [_ranked(x) for x in scores]
@@ -285,7 +281,7 @@ def _compiled(
     values: list[jax.Array],
     candidates: list[jax.Array | None],
     counts: list[Count],
-    near: jax.Array | None,
+    near: Points | None,
     magnitudes: tuple[bool, ...],
     groups: tuple[int, ...],
 ) -> Found:

@@ -15,11 +15,12 @@ from jax import lax
 
 from jaxprune.selection import blocks, chunked, natural
 from jaxprune.selection.keys import Ranked, order_of
-from jaxprune.selection.limits import Found
+from jaxprune.selection.limits import Found, Points
 from jaxprune.types import Count, wrong
 
 __all__ = [
     "Found",
+    "Points",
     "Ranked",
     "any_nan",
     "count_true",
@@ -67,7 +68,7 @@ def search(
     scores: Sequence[jax.Array | Ranked],
     counts: Sequence[Count],
     groups: Sequence[int],
-    near: jax.Array | None = None,
+    near: Points | None = None,
 ) -> Found:
     """Finds exactly the largest scores of each group of leaves.
 
@@ -80,11 +81,11 @@ def search(
       counts: how many entries each group keeps: integers, or traced integer scalars. Below zero
         means none; more than there are candidates means all of them.
       groups: for each leaf the index of its group in `counts`.
-      near: the cuts that the last two searches among these scores have found, the later one first,
-        `[2, G]`; 0 where there was none. Worth it for scores that have changed little since.
+      near: the points that the last search among these scores has found; zeros where there was
+        none. Worth it for scores that have changed little since.
 
     Returns:
-      The masks; the `cuts`, one unsigned integer a group; and `nan`, whether the score of a
+      The masks; the `points` where it ended; and `nan`, whether the score of a
       candidate is NaN.
 
     Raises:
@@ -108,25 +109,27 @@ def search(
     full = [i for i, leaf in enumerate(leaves) if leaf.values.size]
     read = [_still(leaves[i]) for i in full]
     order = order_of(read)
-    cuts = jnp.zeros(len(counts), order.unsigned)
+    none = (2, len(counts))
+    points = Points(jnp.zeros(none, order.unsigned), jnp.zeros(none, jnp.uint32))
     if not full:
-        return Found(masks, cuts, jnp.zeros((), bool))
+        return Found(masks, points, jnp.zeros((), bool))
     used = sorted({groups[i] for i in full})
     numbers = [used.index(groups[i]) for i in full]
     wanted = jnp.stack([_wanted(counts[group]) for group in used])
     lowering = chunked if _on_one_cpu() else natural
-    last_two = None if near is None else near[:, np.asarray(used)].astype(order.unsigned)
-    found = lowering.keep_largest(read, wanted, numbers, order, last_two)
+    here = None if near is None else Points(*[x[:, np.asarray(used)] for x in near])
+    found = lowering.keep_largest(read, wanted, numbers, order, here)
     for i, mask in zip(full, found.masks, strict=True):
         masks[i] = mask
-    return Found(masks, cuts.at[np.asarray(used)].set(found.cuts), found.nan)
+    ends = [x.at[:, np.asarray(used)].set(y) for x, y in zip(points, found.points, strict=True)]
+    return Found(masks, Points(*ends), found.nan)
 
 
 def _check(
     leaves: Sequence[Ranked],
     counts: Sequence[Count],
     groups: Sequence[int],
-    near: jax.Array | None,
+    near: Points | None,
 ) -> None:
     if len(groups) != len(leaves):
         raise ValueError(
@@ -134,8 +137,9 @@ def _check(
         )
     if not all(0 <= group < len(counts) for group in groups):
         raise ValueError(wrong("groups", f"lie in [0, {len(counts)})", groups))
-    if near is not None and near.shape != (2, len(counts)):
-        raise ValueError(wrong("near", f"have the shape {(2, len(counts))}", near.shape))
+    for part in near or ():
+        if part.shape != (2, len(counts)):
+            raise ValueError(wrong("near", f"have the shape {(2, len(counts))}", part.shape))
     for leaf in leaves:
         if not jnp.issubdtype(leaf.values.dtype, jnp.floating):
             raise TypeError(wrong("scores", "be floating", str(leaf.values.dtype)))

@@ -29,7 +29,7 @@ from jaxprune.selection.blocks import (
     written,
 )
 from jaxprune.selection.keys import Order, Ranked
-from jaxprune.selection.limits import Found, group_sums, leaf_sums, shares, varying_like
+from jaxprune.selection.limits import Found, Points, group_sums, leaf_sums, shares, varying_like
 
 _NONE = np.uint32(0)
 
@@ -47,7 +47,8 @@ class Bracket(NamedTuple):
       units_high: the same as `above_high` for each unit, `[U]`.
       going: whether more passes are needed here, `[G]`; in the first pass all of them.
       stuck: whether the last pass moved no count, `[G]`.
-      rate: scores a code, between the outer two of the three thresholds around the goal, `[G]`.
+      tried: the first pass's upper and lower of the three thresholds around the goal, `[2, G]`.
+      reached: how many scores lie above them, `[2, G]`.
       numbers: candidates of each leaf that are not NaN, counted by the first pass, `[L]`.
     """
 
@@ -60,7 +61,8 @@ class Bracket(NamedTuple):
     units_high: jax.Array
     going: jax.Array
     stuck: jax.Array
-    rate: jax.Array
+    tried: jax.Array
+    reached: jax.Array
     numbers: jax.Array
 
 
@@ -69,7 +71,7 @@ def keep_largest(
     counts: jax.Array,
     groups: Sequence[int],
     order: Order,
-    near: jax.Array | None = None,
+    near: Points | None = None,
 ) -> Found:
     """What `jaxprune.selection.search` finds.
 
@@ -78,10 +80,10 @@ def keep_largest(
       counts: how many to keep in each group, `uint32[G]`.
       groups: the group of each leaf.
       order: the order of the scores.
-      near: the last two cuts of each group, the later first, or 0 where there is none, `[2, G]`.
+      near: the points that the last search has found.
 
     Returns:
-      Bool masks of the leaves' shapes, the cuts, and whether there is a NaN.
+      Bool masks of the leaves' shapes, the points of the cuts, and whether there is a NaN.
     """
     return keep_largest_and_passes(leaves, counts, groups, order, near)[0]
 
@@ -91,7 +93,7 @@ def keep_largest_and_passes(
     counts: jax.Array,
     groups: Sequence[int],
     order: Order,
-    near: jax.Array | None = None,
+    near: Points | None = None,
 ) -> tuple[Found, tuple[jax.Array, jax.Array]]:
     """As `keep_largest`, with the numbers of passes over the scores, and over the matrix."""
     blocks = split(leaves, order)
@@ -109,7 +111,8 @@ def keep_largest_and_passes(
     limits = _limits(blocks, found, cuts, share)
     masks = written(blocks, cuts, limits)
     masks = [mask.reshape(x.values.shape) for mask, x in zip(masks, leaves, strict=True)]
-    return Found(masks, group_cuts, jnp.any(found.numbers != sizes)), passes
+    points = thresholds.points(group_cuts, search.per_group(above), found)
+    return Found(masks, points, jnp.any(found.numbers != sizes)), passes
 
 
 def _start(
@@ -126,7 +129,8 @@ def _start(
         units_high=jnp.zeros_like(everything),
         going=jnp.ones(number, bool),
         stuck=jnp.zeros(number, bool),
-        rate=jnp.ones(number, jnp.float32),
+        tried=jnp.zeros((2, number), unsigned),
+        reached=jnp.zeros((2, number), jnp.uint32),
         numbers=sizes,
     )
     return Bracket(*(varying_like(x, like) for x in start))
@@ -149,7 +153,7 @@ class _Search(NamedTuple):
         return ~(narrow | exact | (self.counts == jnp.uint32(0)))
 
     def found(
-        self, start: Bracket, near: jax.Array | None
+        self, start: Bracket, near: Points | None
     ) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
         """Passes over the scores, then over the blocks in which brackets have entries."""
         blocks, order = self.blocks, self.blocks.order
@@ -157,19 +161,34 @@ class _Search(NamedTuple):
             matrix = rows.everything(blocks)
             numbers = rows.numbers(matrix, len(self.groups))
             return self.ended(start._replace(numbers=numbers), matrix)
-        sample = thresholds.sample(blocks.leaves, list(self.groups), len(self.counts), order)
-        last_two = jnp.zeros((2, len(self.counts)), order.unsigned) if near is None else near
 
-        def one_pass(state: Bracket) -> Bracket:
+        def sample() -> thresholds.Sample:
+            return thresholds.sample(blocks.leaves, list(self.groups), len(self.counts), order)
+
+        room = rows.room(blocks, self.groups, len(self.counts))
+        drawn, late = sample(), None
+        if near is not None:  # drawn when it is asked for: where all begin warm, after a pass
+            late = jnp.all(thresholds.is_warm(near, order)).astype(jnp.int32)
+            like = (blocks.leaves, self.counts, near)
+            drawn = jax.tree.map(lambda x: varying_like(jnp.zeros_like(x), like), drawn)
+
+        def one_pass(carry: tuple[Bracket, thresholds.Sample]) -> tuple:
+            state, drawn = carry
+            if late is not None:
+                drawn = lax.cond(state.passes == late, sample, lambda: drawn)
             ends = self.per_group(state.above_low), self.per_group(state.above_high)
-            tried = thresholds.choose(state, self.counts, *ends, sample, last_two, order)
+            tried = thresholds.choose(state, self.counts, *ends, drawn, near, room, order)
             count = functools.partial(count_above, blocks)
             state = self.narrowed(state, tried, blocks.leaf_of_block, count)
             left = self.unfinished(state)
-            many = ~rows.fit(blocks, self.inside(state, left))
-            return state._replace(going=left & (self.per_group(many.astype(jnp.int32)) > 0))
+            many = ~rows.fit(blocks, state.above_low - state.above_high)
+            going = left & (self.per_group(many.astype(jnp.int32)) > 0)
+            return state._replace(going=going), drawn
 
-        whole = lax.while_loop(lambda state: jnp.any(state.going), one_pass, start)
+        def going(carry: tuple[Bracket, thresholds.Sample]) -> jax.Array:
+            return jnp.any(carry[0].going)
+
+        whole, _ = lax.while_loop(going, one_pass, (start, drawn))
         left = jnp.any(self.unfinished(whole))
         none = jnp.zeros_like(whole.passes)
         return lax.cond(left, self.followed, lambda state: (state, (state.passes, none)), whole)
@@ -225,6 +244,7 @@ class _Search(NamedTuple):
           elsewhere: entries above every bracket that no unit holds, `[L]`.
         """
         left, groups = self.unfinished(state) & state.going, self.groups
+        first = state.passes == 0
         read = state.going[groups] & (state.above_low != state.above_high)
         in_units = count(tried[:, groups], read)
         above = leaf_sums(in_units, leaf_of_unit, len(groups)).T
@@ -258,8 +278,9 @@ class _Search(NamedTuple):
             units_high=chosen(of_unit[1], in_units.T, state.units_high),
             going=state.going,
             stuck=stuck,
-            rate=thresholds.rate(tried, at),
-            numbers=jnp.where(state.passes == 0, above[0], state.numbers),
+            tried=jnp.where(first, tried[1::2], state.tried),
+            reached=jnp.where(first, jnp.stack(at[1::2]), state.reached),
+            numbers=jnp.where(first, above[0], state.numbers),
         )
 
 

@@ -9,18 +9,32 @@ import numpy as np
 from jax import lax
 
 
+class Points(NamedTuple):
+    """How many scores lie above two codes, of each of G groups: where to begin the next search.
+
+    The first code is one at which the group can be cut: no kept score lies below it, and no other
+    one above it. The second lies aside, as far as the search had to look; 0 if it did not.
+
+    Attributes:
+      codes: unsigned integers, `[2, G]`.
+      counts: how many scores lie above them, `uint32[2, G]`.
+    """
+
+    codes: jax.Array
+    counts: jax.Array
+
+
 class Found(NamedTuple):
     """What a selection finds.
 
     Attributes:
       masks: one bool array a leaf; True = kept.
-      cuts: a code at which each group can be cut: no kept score lies below it, and no other one
-        above it; `[G]`.
+      points: where it found the end of each group.
       nan: whether the score of a candidate is NaN.
     """
 
     masks: list[jax.Array]
-    cuts: jax.Array
+    points: Points
     nan: jax.Array
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.selection.keys import NAN, OUTSIDE, Order, Ranked, codes_of
-from jaxprune.selection.limits import Found, group_sums, shares, varying_like
+from jaxprune.selection.limits import Found, Points, group_sums, shares, varying_like
 
 _DIGIT = 4
 """Bits found in one pass."""
@@ -24,7 +24,7 @@ def keep_largest(
     counts: jax.Array,
     groups: Sequence[int],
     order: Order,
-    near: jax.Array | None = None,
+    near: Points | None = None,
 ) -> Found:
     """What `jaxprune.selection.search` finds.
 
@@ -36,7 +36,7 @@ def keep_largest(
       near: not used; the number of passes is always the same.
 
     Returns:
-      Bool masks of the leaves' shapes, the cuts, and whether there is a NaN.
+      Bool masks of the leaves' shapes, the points of the cuts, and whether there is a NaN.
     """
     del near
     everything = [_candidates(leaf) for leaf in leaves]
@@ -66,7 +66,9 @@ def keep_largest(
         for leaf, group, limit in zip(leaves, groups, limits, strict=True)
     ]
     nan = [jnp.sum(codes_of(leaf, order) == unsigned_nan, dtype=jnp.uint32) > 0 for leaf in leaves]
-    return Found(masks, cuts, jnp.any(jnp.stack(nan)))
+    reached = cuts, group_sums(jnp.stack(above), groups, len(counts))
+    points = Points(*[jnp.stack([x, jnp.zeros_like(x)]) for x in reached])
+    return Found(masks, points, jnp.any(jnp.stack(nan)))
 
 
 def _candidates(leaf: Ranked) -> jax.Array:

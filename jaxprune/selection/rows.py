@@ -13,7 +13,7 @@ from jaxprune.selection.limits import leaf_sums
 _SHARE = 80
 """There is room for one block of a leaf in so many,"""
 
-_LEAST = 24
+_LEAST = 64
 """or for so many, if that is more and the leaf has them."""
 
 
@@ -44,11 +44,10 @@ def _without_rests(blocks: Blocks, active: jax.Array) -> jax.Array:
     return active & ~is_rest
 
 
-def fit(blocks: Blocks, active: jax.Array) -> jax.Array:
-    """Whether there is room for all active blocks of a leaf, `[L]`."""
-    whole = _without_rests(blocks, active).astype(jnp.uint32)
-    here = leaf_sums(whole, blocks.leaf_of_block, len(blocks.leaves))
-    return here <= _most(blocks).astype(np.uint32)
+def fit(blocks: Blocks, entries: jax.Array) -> jax.Array:
+    """Whether there is room for the blocks of so many entries of each leaf, wherever they lie."""
+    most = _most(blocks)
+    return (entries <= most.astype(np.uint32)) | (most == blocks.whole)
 
 
 def taken(blocks: Blocks, active: jax.Array) -> Rows:
@@ -70,6 +69,14 @@ def taken(blocks: Blocks, active: jax.Array) -> Rows:
     block = jnp.concatenate([block, (first + lengths - 1)[with_rest]])
     leaf_of_row = np.concatenate([leaf_of_slot, with_rest])
     return Rows(jax.lax.optimization_barrier(codes), block, leaf_of_row)
+
+
+def room(blocks: Blocks, groups: np.ndarray, number: int) -> np.ndarray:
+    """How many entries of a group, evenly spread, have room if each is in another block, `[G]`."""
+    sizes, most = np.asarray([leaf.values.size for leaf in blocks.leaves]), _most(blocks)
+    shares = np.where(most < blocks.whole, most / sizes, 1.0)
+    members = [np.flatnonzero(groups == group) for group in range(number)]
+    return np.asarray([sizes[leaves].sum() * shares[leaves].min() for leaves in members])
 
 
 def hold_all(blocks: Blocks) -> bool:

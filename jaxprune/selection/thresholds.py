@@ -2,7 +2,7 @@
 
 Three surround the k-th largest as far as it is known: from a strided sample, where the bracket
 still holds a good part of it, later by the secant, linear in the value; or, first of all, from
-where the last two searches ended. They lie as far apart as the goal is uncertain, so that a bracket
+where the last search ended. They lie as far apart as the goal is uncertain, so that a bracket
 of M scores becomes one of about 2 sqrt(M). Where many scores are equal and a pass moves no count,
 the sample names values to try. The other one, the first, halves the bracket: 33 passes over scores
 of 32 bits are always enough, and 14 over the matrix, which cuts brackets in five.
@@ -19,6 +19,7 @@ from jax import lax
 
 from jaxprune.selection.blocks import TRIED
 from jaxprune.selection.keys import NAN, Order, Ranked, codes_of
+from jaxprune.selection.limits import Points
 
 _ROWS = 32
 _SAMPLED = 32768
@@ -29,8 +30,14 @@ _WIDE = 16
 _BEND = 4
 """A secant is off by about one part in so many of the bracket's relative width."""
 
-_LEAST_MOVE = 13
-"""A warm start looks at least 2^-13 of the value, or one code, to both sides of where it aims."""
+_LEAST_MOVE = 17
+"""A warm start looks at least 2^-17 of the value, or one code, to both sides of where it aims."""
+
+_CURVED = 32
+"""An aim is off by about one part in so many of what the cut moves."""
+
+_FILLED = 0.4
+"""How full the room shall be when a warm start needs one pass."""
 
 _WARM_PASSES = 3
 """Passes of a warm start before the sample is asked."""
@@ -95,7 +102,8 @@ def choose(
     at_low: jax.Array,
     at_high: jax.Array,
     drawn: Sample,
-    near: jax.Array,
+    near: Points | None,
+    room: np.ndarray,
     order: Order,
 ) -> jax.Array:
     """The next thresholds of each group, inside its bracket where there is room.
@@ -106,7 +114,8 @@ def choose(
       at_low: how many lie above the low code.
       at_high: how many lie above the high code.
       drawn: the sample.
-      near: the last two cuts of each group, the later first, or 0 where there is none, `[2, G]`.
+      near: the points of the last search.
+      room: how many entries may lie in a bracket when the passes end, about, `[G]`.
       order: the order of the scores.
 
     Returns:
@@ -119,7 +128,8 @@ def choose(
     sampled = sampled_low - sampled_high
     middle = state.low + (state.high - state.low) // order.unsigned.type(2)
     usable = ~state.stuck & _is_finite(state, order)
-    warm, wide = near[0] > nan, sampled * _WIDE >= everything
+    wide = sampled * _WIDE >= everything
+    warm = jnp.zeros_like(state.stuck) if near is None else is_warm(near, order)
     missed = warm & wide & ~first & (state.passes < _WARM_PASSES)
     by_sample = state.going & (sampled > 0) & ~(warm & first) & ~missed & (~usable | wide)
 
@@ -141,7 +151,8 @@ def choose(
 
     placed = jax.vmap(secant)(_aims(wanted, inside, _bend(state, order)))
     placed = _where(missed, _from_end(state, wanted, inside), placed)
-    placed = _where(warm & first, _around(near, order), placed)
+    if near is not None:
+        placed = _where(warm & first, _around(near, counts, room, order), placed)
     chosen = lax.cond(jnp.any(by_sample), from_sample, lambda: placed)
     chosen = jax.vmap(lambda code: jnp.clip(code, one, state.high))(chosen)
     halving = jnp.where(first, nan, middle)
@@ -161,39 +172,63 @@ def sections(low: jax.Array, high: jax.Array) -> jax.Array:
     return jnp.stack([low + whole * place + rest * place // parts for place in places])
 
 
-def _around(near: jax.Array, order: Order) -> jax.Array:
-    """Where the cut is on its way to, and a part of its last move aside; at least a little."""
+def is_warm(near: Points, order: Order) -> jax.Array:
+    """Which groups the last search has cut among numbers, `[G]`."""
     unsigned = order.unsigned.type
-    last, before = near[0], jnp.where(near[1] > unsigned(NAN), near[1], near[0])
-    up = last >= before
-    move = jnp.where(up, last - before, before - last)
-    # What a value changes by a share of 2^-13 is that share of a power of two in codes.
+    return (near.codes[0] > unsigned(NAN)) & (near.codes[0] < unsigned(order.highest))
+
+
+def points(cuts: jax.Array, above: jax.Array, found: Any) -> Points:
+    """The cuts, and of what the first pass has tried the farther: the nearer may be too near."""
+    upper, lower = _apart(found.tried, cuts[None])
+    aside = jnp.where(upper > lower, 0, 1)
+    codes, counts = [jnp.where(aside == 0, x[0], x[1]) for x in (found.tried, found.reached)]
+    return Points(jnp.stack([cuts, codes]), jnp.stack([above, counts]))
+
+
+def _apart(a: jax.Array, b: jax.Array) -> jax.Array:
+    """How far apart two codes are."""
+    return jnp.maximum(a, b) - jnp.minimum(a, b)
+
+
+def _around(near: Points, counts: jax.Array, room: np.ndarray, order: Order) -> jax.Array:
+    """Where the cut of so many scores lies on the line through two points, and aside of it.
+
+    So far aside that there is room for what lies between, if that may do. Else two thirds of how
+    far the last search had to look: this settles where an aim misses by half of it. More if the cut
+    moves far, as no line is straight.
+    """
+    unsigned, real = order.unsigned.type, jnp.float32
+    (cut, other), (above, more) = near
+    far = jnp.where(other > unsigned(NAN), _apart(cut, other), unsigned(0))
+    scores = jnp.maximum(_apart(above, more).astype(real), 1)
+    codes = _apart(above, counts).astype(real) * far.astype(real) / scores
+    # What a value changes by a share of 2^-17 is that share of a power of two in codes.
     digits = jnp.finfo(order.dtype).nmant
-    least = unsigned(1 << max(digits - _LEAST_MOVE, 0))
-    move = jnp.minimum(move, unsigned(1 << (digits - 2)))
-    goal = jnp.where(up, last + move, last - move)
-    aside = jnp.maximum(move // unsigned(4), least)
+    most, least = unsigned(1 << (digits - 2)), unsigned(1 << max(digits - _LEAST_MOVE, 0))
+    move = jnp.minimum(codes, real(most)).astype(order.unsigned)
+    goal = jnp.where(above > counts, cut + move, cut - move)
+    aside = jnp.maximum(jnp.minimum(far - far // unsigned(3), most), move // unsigned(_CURVED))
+    fits = far.astype(real) / scores * np.minimum(room * _FILLED, 2.0**digits).astype(real)
+    fits = jnp.clip(fits, real(least), real(most)).astype(order.unsigned)
+    aside = jnp.where(aside // unsigned(2) > fits, aside, fits)
     return jnp.stack([goal + aside, goal, goal - aside])
 
 
-def rate(tried: jax.Array, at: list[jax.Array]) -> jax.Array:
-    """How many scores there are for a code, between the outer two thresholds around the goal.
-
-    Those are the second and the last of what `choose` gives.
-    """
-    width = jnp.maximum(tried[1], tried[3]) - jnp.minimum(tried[1], tried[3])
-    inside = jnp.maximum(at[1], at[3]) - jnp.minimum(at[1], at[3])
-    return jnp.maximum(inside.astype(jnp.float32), 0.5) / (width.astype(jnp.float32) + 1)
+def _rate(state: Any) -> jax.Array:
+    """Scores a code, between the thresholds of the first pass."""
+    width, inside = [_apart(*x).astype(jnp.float32) for x in (state.tried, state.reached)]
+    return jnp.maximum(inside, 0.5) / (width + 1)
 
 
 def _from_end(state: Any, wanted: jax.Array, inside: jax.Array) -> jax.Array:
     """As many codes from the nearer end of the bracket as its scores take at the last rate."""
     scores = jnp.minimum(wanted, inside - wanted)
     width = state.high - state.low
-    most = width.astype(jnp.float32) * 0.99
+    most, rate = width.astype(jnp.float32) * 0.99, _rate(state)
 
     def code(scores: jax.Array) -> jax.Array:
-        codes = jnp.clip(scores / state.rate, 1, jnp.maximum(most, 1)).astype(width.dtype)
+        codes = jnp.clip(scores / rate, 1, jnp.maximum(most, 1)).astype(width.dtype)
         return jnp.where(wanted * 2 < inside, state.high - codes, state.low + codes)
 
     margin = scores / 4 + 2 * jnp.sqrt(scores)
