@@ -85,8 +85,7 @@ def search(
         none. Worth it for scores that have changed little since.
 
     Returns:
-      The masks; the `points` where it ended; and `nan`, whether the score of a
-      candidate is NaN.
+      The masks; the `points` where it ended; and `nan`, whether the score of a candidate is NaN.
 
     Raises:
       TypeError: if scores are not floating, or counts not integers.

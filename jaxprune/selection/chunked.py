@@ -166,11 +166,13 @@ class _Search(NamedTuple):
             return thresholds.sample(blocks.leaves, list(self.groups), len(self.counts), order)
 
         room = rows.room(blocks, self.groups, len(self.counts))
-        drawn, late = sample(), None
-        if near is not None:  # drawn when it is asked for: where all begin warm, after a pass
+        if near is None:
+            drawn, late = sample(), None
+        else:  # drawn when it is asked for: where all begin warm, after a pass
             late = jnp.all(thresholds.is_warm(near, order)).astype(jnp.int32)
-            like = (blocks.leaves, self.counts, near)
-            drawn = jax.tree.map(lambda x: varying_like(jnp.zeros_like(x), like), drawn)
+            like, shapes = (blocks.leaves, self.counts, near), jax.eval_shape(sample)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            drawn = jax.tree.map(lambda x: varying_like(x, like), zeros)
 
         def one_pass(carry: tuple[Bracket, thresholds.Sample]) -> tuple:
             state, drawn = carry
