@@ -79,7 +79,7 @@ def layer_attention(
 
     Args:
       inner: the optimizer of the weights. Its weight decay sees ``m w``, which it gets as params:
-        optimizers that measure from their params (schedule-free ones, MADGRAD) go wrong here.
+        optimizers that measure from their params (schedule-free, MADGRAD, COCOB) go wrong here.
       sparsity: the share to prune in the end, in [0, 1]; what is reached depends on gamma, and is
         what the penalty and the loss agree on. 1 pushes without end.
       attention_optimizer: the optimizer of the attentions. Give it the schedule of the weights'

@@ -49,7 +49,7 @@ def movement(
 
     Args:
       inner: the optimizer of the weights. The method cannot stand last in a chain, where no
-        gradients arrive.
+        gradients arrive. Under schedule-free optimizers weights that come back jump.
       sparsity: the share to prune, in [0, 1), or a schedule: updates completed -> sparsity.
       ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
       every: updates between two refreshes; there is one at the ramp's end too.
