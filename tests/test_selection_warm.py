@@ -7,6 +7,8 @@ import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxprune import selection
 from jaxprune.masks.ranking import chosen, largest
@@ -180,6 +182,24 @@ def test_a_nan_that_a_least_share_takes_is_one(lowering):
     scores = {"a": jnp.asarray([1.0, jnp.nan]), "b": jnp.asarray([3.0, 4.0])}
     assert jax.jit(lambda: chosen(scores, 3, min_density=1.0).nan)()
     assert not jax.jit(lambda: chosen({"b": scores["b"]}, 1, min_density=0.5).nan)()
+
+
+@pytest.mark.parametrize("varying", ["leaves", "counts", "near"])
+def test_a_warm_search_under_shard_map_whatever_varies(varying):
+    (x,), counts = weights(7, (40_000,)), jnp.asarray([4000])
+    near = search([Ranked(jnp.asarray(x), True)], [4000], [0]).points
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(
+        lambda x, counts, near: search([Ranked(x, True)], [counts[0]], [0], near).masks[0],
+        mesh=mesh,
+        in_specs=(
+            P("x") if varying == "leaves" else P(),
+            P("x") if varying == "counts" else P(),
+            P(None, "x") if varying == "near" else P(),
+        ),
+        out_specs=P("x"),
+    )
+    assert_equal_masks([jax.jit(mapped)(x, counts, near)], [x], [4000], [0])
 
 
 def test_near_has_two_points_for_each_group():

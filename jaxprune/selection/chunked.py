@@ -3,8 +3,9 @@
 A pass counts, in each leaf, the scores above four thresholds of its group. Each group has a
 bracket, ``count(code > low) >= k > count(code > high)``, which every pass narrows; `thresholds`
 places the next ones. A leaf whose counts agree at both ends has nothing inside the bracket, and is
-not read again. As soon as what lies inside the brackets is found in few blocks, these are copied
-into a matrix (`rows`), and the search ends there. Small leaves begin there.
+not read again. As soon as so few scores lie inside the brackets that there is room for the blocks
+they lie in, these are copied into a matrix (`rows`), and the search ends there. Small leaves begin
+there.
 
 Leaves are read where they lie, as flat arrays of whole blocks (`blocks`).
 """
@@ -163,14 +164,15 @@ class _Search(NamedTuple):
             return self.ended(start._replace(numbers=numbers), matrix)
 
         def sample() -> thresholds.Sample:
-            return thresholds.sample(blocks.leaves, list(self.groups), len(self.counts), order)
+            drawn = thresholds.sample(blocks.leaves, list(self.groups), len(self.counts), order)
+            return jax.tree.map(lambda x: varying_like(x, (self.counts, near)), drawn)
 
         room = rows.room(blocks, self.groups, len(self.counts))
         if near is None:
             drawn, late = sample(), None
         else:  # drawn when it is asked for: where all begin warm, after a pass
             late = jnp.all(thresholds.is_warm(near, order)).astype(jnp.int32)
-            like, shapes = (blocks.leaves, self.counts, near), jax.eval_shape(sample)
+            shapes, like = jax.eval_shape(sample), (blocks.leaves, self.counts, near)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             drawn = jax.tree.map(lambda x: varying_like(x, like), zeros)
 

@@ -13,7 +13,7 @@ class Points(NamedTuple):
     """How many scores lie above two codes, of each of G groups: where to begin the next search.
 
     The first code is one at which the group can be cut: no kept score lies below it, and no other
-    one above it. The second lies aside, as far as the search had to look; 0 if it did not.
+    one above it. The second is the farther of two that its first pass tried; 0 if there was none.
 
     Attributes:
       codes: unsigned integers, `[2, G]`.

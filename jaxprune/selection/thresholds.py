@@ -114,7 +114,7 @@ def choose(
       at_low: how many lie above the low code.
       at_high: how many lie above the high code.
       drawn: the sample.
-      near: the points of the last search.
+      near: the points of the last search, or None.
       room: how many entries may lie in a bracket when the passes end, about, `[G]`.
       order: the order of the scores.
 
@@ -222,7 +222,7 @@ def _rate(state: Any) -> jax.Array:
 
 
 def _from_end(state: Any, wanted: jax.Array, inside: jax.Array) -> jax.Array:
-    """As many codes from the nearer end of the bracket as its scores take at the last rate."""
+    """As many codes from the nearer end as its scores take at the rate of the first pass."""
     scores = jnp.minimum(wanted, inside - wanted)
     width = state.high - state.low
     most, rate = width.astype(jnp.float32) * 0.99, _rate(state)
