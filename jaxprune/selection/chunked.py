@@ -197,13 +197,10 @@ class _Search(NamedTuple):
         none = jnp.zeros_like(whole.passes)
         return lax.cond(left, self.followed, lambda state: (state, (state.passes, none)), whole)
 
-    def inside(self, state: Bracket, left: jax.Array) -> jax.Array:
-        """Which blocks hold entries inside the bracket of an unfinished group."""
-        return (state.units_low != state.units_high) & left[self.groups][self.blocks.leaf_of_block]
-
     def followed(self, state: Bracket) -> tuple[Bracket, tuple[jax.Array, jax.Array]]:
         """The rest of the search, among the blocks that hold what lies inside the brackets."""
-        active = self.inside(state, self.unfinished(state))
+        left = self.unfinished(state)[self.groups][self.blocks.leaf_of_block]
+        active = left & (state.units_low != state.units_high)
         return self.ended(state, rows.taken(self.blocks, active))
 
     def ended(

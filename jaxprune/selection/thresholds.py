@@ -181,8 +181,7 @@ def is_warm(near: Points, order: Order) -> jax.Array:
 def points(cuts: jax.Array, above: jax.Array, found: Any) -> Points:
     """The cuts, and of what the first pass has tried the farther: the nearer may be too near."""
     upper, lower = _apart(found.tried, cuts[None])
-    aside = jnp.where(upper > lower, 0, 1)
-    codes, counts = [jnp.where(aside == 0, x[0], x[1]) for x in (found.tried, found.reached)]
+    codes, counts = [jnp.where(upper > lower, *two) for two in (found.tried, found.reached)]
     return Points(jnp.stack([cuts, codes]), jnp.stack([above, counts]))
 
 
