@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxprune import slots
 from jaxprune.masks.ranking import chosen, largest
-from jaxprune.schedules.numbers import is_traced
+from jaxprune.numbers import is_traced
 from jaxprune.scores import gradient, magnitude
 from jaxprune.selection import Points, Ranked, any_nan, count_true
 from jaxprune.state import PRNG, Parts

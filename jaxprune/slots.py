@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import trees
-from jaxprune.schedules.numbers import is_traced
+from jaxprune.numbers import is_traced
 from jaxprune.selection import count_true
 from jaxprune.types import Leaves
 

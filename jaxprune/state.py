@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxprune import trees
-from jaxprune.schedules.numbers import is_traced
+from jaxprune.numbers import is_traced
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import (
     Candidates,

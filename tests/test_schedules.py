@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxprune.numbers import checked_share, decimal
 from jaxprune.schedules import (
     Every,
     Ramp,
@@ -26,7 +27,6 @@ from jaxprune.schedules import (
     timeline,
 )
 from jaxprune.schedules.moments import foreseen, last_step
-from jaxprune.schedules.numbers import checked_share, decimal
 
 SHAPES = ("cubic", "linear", "geometric", "constant")
 MAKERS = (cubic, linear, geometric)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune.distributions.densities import checked_overrides, erk, uniform
 from jaxprune.distributions.filling import Filling, Kind, Shapes, number, rounded
 from jaxprune.distributions.stacking import Layers, stack_axes
-from jaxprune.schedules.numbers import checked_share, decimal
+from jaxprune.numbers import checked_share, decimal
 from jaxprune.schedules.ramps import Ramp
 from jaxprune.trees import Tree, by_path, by_pattern
 from jaxprune.types import Count, Signals, wrong

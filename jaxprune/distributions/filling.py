@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.schedules.numbers import decimal
+from jaxprune.numbers import decimal
 from jaxprune.types import REST, wrong
 
 Shapes = Mapping[str, tuple[int, ...]]

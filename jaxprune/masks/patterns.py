@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxprune.masks.counting import Density, arrays, counts_of, sizes_of
 from jaxprune.masks.ranking import largest
-from jaxprune.schedules.numbers import is_traced
+from jaxprune.numbers import is_traced
 from jaxprune.selection import Ranked
 from jaxprune.selection.keys import codes_of, order_of
 from jaxprune.trees import Tree, from_paths

@@ -10,9 +10,9 @@ import optax
 from jaxprune import scores, views
 from jaxprune.distributions import Budget, Distribution, Stacked
 from jaxprune.masks import largest
+from jaxprune.numbers import step_number
 from jaxprune.schedules import constant, timeline
 from jaxprune.schedules import every as each
-from jaxprune.schedules.numbers import step_number
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import Candidates, Counts, Leaves, MaskUpdate, Signals, wrong

@@ -11,8 +11,8 @@ import numpy as np
 from jaxprune import scores
 from jaxprune.distributions import Budget, Distribution, Layers, Stacked
 from jaxprune.masks import largest
+from jaxprune.numbers import is_traced, step_number
 from jaxprune.schedules import Either, Ramp, When, constant, cubic, every, once
-from jaxprune.schedules.numbers import is_traced, step_number
 from jaxprune.trees import Where, by_path, by_pattern, prunable
 from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals, wrong
 

@@ -8,7 +8,7 @@ import optax
 from jaxprune import scores, views
 from jaxprune.distributions import Budget, Distribution, Stacked
 from jaxprune.methods.common import CosineDecay, drop_and_grow, end_of, refreshes, schedule_of
-from jaxprune.schedules.numbers import checked_share
+from jaxprune.numbers import checked_share
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import wrong

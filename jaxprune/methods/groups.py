@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxprune import masks
 from jaxprune.distributions import Budget, Stacked, stack_axes
 from jaxprune.masks.patterns import check_groups
+from jaxprune.numbers import is_traced
 from jaxprune.schedules import constant
-from jaxprune.schedules.numbers import is_traced
 from jaxprune.trees import OutputAxis, contraction_axes
 from jaxprune.types import Counts, Leaves, Signals, wrong
 

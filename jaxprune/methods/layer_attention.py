@@ -13,8 +13,8 @@ from jaxprune.masks import largest
 from jaxprune.masks.counting import floor_of_product
 from jaxprune.methods.common import check_span
 from jaxprune.methods.companions import Norms, biases_of, norms_of
+from jaxprune.numbers import checked_share, is_traced
 from jaxprune.schedules import constant, cubic, every
-from jaxprune.schedules.numbers import checked_share, is_traced
 from jaxprune.selection import cut, sum_of
 from jaxprune.transform import method, prune
 from jaxprune.trees import OutputAxis, Where, prunable

@@ -12,8 +12,8 @@ from jaxprune import scores
 from jaxprune.distributions import Budget, Distribution, Layers, Stacked, stack_axes
 from jaxprune.masks import largest
 from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
+from jaxprune.numbers import is_traced
 from jaxprune.schedules import When, timeline
-from jaxprune.schedules.numbers import is_traced
 from jaxprune.selection import cut, largest_of
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where

@@ -14,8 +14,8 @@ from jaxprune.distributions import Distribution, Stacked
 from jaxprune.masks import largest
 from jaxprune.methods.common import Less, Together, budget_of, drawn
 from jaxprune.methods.groups import Groups
+from jaxprune.numbers import checked_share, step_number
 from jaxprune.schedules import Every, Timeline, timeline
-from jaxprune.schedules.numbers import checked_share, step_number
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where
 from jaxprune.types import Candidates, Leaves, MaskUpdate, Memory, Signals, View, one_of, wrong

@@ -8,7 +8,7 @@ import optax
 from jaxprune import scores, views
 from jaxprune.distributions import Distribution, Stacked
 from jaxprune.methods.common import CosineDecay, budget_of, drawn, drop_and_grow, periodic
-from jaxprune.schedules.numbers import checked_share
+from jaxprune.numbers import checked_share
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 

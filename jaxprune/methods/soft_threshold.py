@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from jaxprune.distributions import Layers, Stacked
+from jaxprune.numbers import is_traced
 from jaxprune.schedules import every
-from jaxprune.schedules.numbers import is_traced
 from jaxprune.selection import cut
 from jaxprune.transform import method, prune
 from jaxprune.trees import Where

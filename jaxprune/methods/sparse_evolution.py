@@ -8,8 +8,8 @@ import optax
 from jaxprune import scores, views
 from jaxprune.distributions import Distribution, Stacked
 from jaxprune.methods.common import budget_of, drawn, drop_and_grow, periodic
+from jaxprune.numbers import checked_share
 from jaxprune.schedules import constant
-from jaxprune.schedules.numbers import checked_share
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 

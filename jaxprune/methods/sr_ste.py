@@ -9,7 +9,7 @@ import optax
 from jaxprune import schedules, scores
 from jaxprune.distributions import Stacked
 from jaxprune.methods.groups import Groups
-from jaxprune.schedules.numbers import is_traced
+from jaxprune.numbers import is_traced
 from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import OutputAxis, Where

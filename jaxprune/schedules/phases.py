@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxprune.schedules.numbers import step_number
+from jaxprune.numbers import step_number
 from jaxprune.types import Phase, wrong
 
 
