@@ -2,11 +2,13 @@
 
 from jaxprune import distributions as distributions
 from jaxprune import flops as flops
+from jaxprune import keep as keep
 from jaxprune import masks as masks
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
+from jaxprune import units as units
 from jaxprune import views as views
-from jaxprune.checks import check as check
+from jaxprune.checks import check_rules as check_rules
 from jaxprune.checks import describe as describe
 from jaxprune.checks import rebase as rebase
 from jaxprune.checks import verify as verify
@@ -26,19 +28,24 @@ from jaxprune.methods.sparse_evolution import sparse_evolution as sparse_evoluti
 from jaxprune.methods.sr_ste import sr_ste as sr_ste
 from jaxprune.methods.static import static as static
 from jaxprune.methods.straight_through import straight_through as straight_through
-from jaxprune.readers import active_params as active_params
-from jaxprune.readers import eval_params as eval_params
 from jaxprune.readers import get_learned as get_learned
 from jaxprune.readers import get_masks as get_masks
+from jaxprune.readers import masks_by_path as masks_by_path
+from jaxprune.readers import metrics as metrics
 from jaxprune.readers import phase_of as phase_of
-from jaxprune.readers import project as project
+from jaxprune.readers import sees_dense as sees_dense
 from jaxprune.readers import sparsity_of as sparsity_of
-from jaxprune.readers import state_shardings as state_shardings
-from jaxprune.readers import view_params as view_params
 from jaxprune.report import Plan as Plan
 from jaxprune.report import Summary as Summary
 from jaxprune.report import plan as plan
 from jaxprune.report import summarize as summarize
+from jaxprune.shardings import state_shardings as state_shardings
+from jaxprune.shipped import active_params as active_params
+from jaxprune.shipped import eval_params as eval_params
+from jaxprune.shipped import project as project
+from jaxprune.shipped import view_params as view_params
+from jaxprune.stages import next_stage as next_stage
+from jaxprune.starts import AtRandom as AtRandom
 from jaxprune.state import PruneState as PruneState
 from jaxprune.transform import method as method
 from jaxprune.transform import prune as prune
@@ -51,6 +58,7 @@ from jaxprune.types import Signals as Signals
 from jaxprune.types import View as View
 
 __all__ = [
+    "AtRandom",
     "Candidates",
     "Learner",
     "MaskUpdate",
@@ -63,7 +71,7 @@ __all__ = [
     "View",
     "acdc",
     "active_params",
-    "check",
+    "check_rules",
     "describe",
     "distributions",
     "eval_params",
@@ -72,12 +80,16 @@ __all__ = [
     "get_masks",
     "gradual_magnitude",
     "granet",
+    "keep",
     "layer_attention",
     "magnitude_attention",
     "masks",
+    "masks_by_path",
     "method",
+    "metrics",
     "movement",
     "n_of_m",
+    "next_stage",
     "phase_of",
     "plan",
     "project",
@@ -88,6 +100,7 @@ __all__ = [
     "rigl",
     "schedules",
     "scores",
+    "sees_dense",
     "snip",
     "soft_threshold",
     "sparse_evolution",
@@ -97,7 +110,13 @@ __all__ = [
     "static",
     "straight_through",
     "summarize",
+    "units",
     "verify",
     "view_params",
     "views",
 ]
+
+
+def __dir__() -> list[str]:
+    """What users call; rooms inside are not among it."""
+    return __all__

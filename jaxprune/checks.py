@@ -8,12 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import trees
-from jaxprune.state import PruneState, seen_by, signals_of, states_of, unboxed
+from jaxprune.starts import AtRandom
+from jaxprune.state import (
+    PruneState,
+    check_single,
+    seen_by,
+    signals_of,
+    states_of,
+    unboxed,
+    weights_and_states,
+)
 from jaxprune.types import Leaves, wrong
 
 
 def rebase(params: Any, opt_state: Any) -> Any:
-    """Adopts params that were edited between steps, and clears the count of drift.
+    """Adopts params that were edited between steps.
 
     A method with a dense copy holds the truth in its state and would undo an edit (clipping, a
     swapped-in average, restored weights): its dense weights become those whose view the params are.
@@ -37,22 +46,15 @@ def rebase(params: Any, opt_state: Any) -> Any:
       >>> edited = {"kernel": jnp.full((2, 2), 5.0)}
       >>> state = jaxprune.rebase(edited, state)
       >>> jaxprune.verify(edited, state)
-
-    References:
-      original.
     """
-    states_of(opt_state)  # the errors of a state without a method, or with nested ones
-    weights = trees.by_path(params)
+    weights, _ = weights_and_states(params, opt_state)
 
     def adopt(node: Any) -> Any:
         if not isinstance(node, PruneState):
             return node
         dense = _adopted(unboxed(node), weights)
-        drift = trees.rebox(node.prune_drift, jnp.zeros((), jnp.int32))
-        return node._replace(
-            prune_dense=trees.map_with_path(lambda p, w: dense.get(p, w), node.prune_dense),
-            prune_drift=drift,
-        )
+        adopted = trees.map_with_path(lambda p, w: dense.get(p, w), node.prune_dense)
+        return node._replace(prune_dense=adopted)
 
     opt_state = getattr(opt_state, "opt_state", opt_state)
     return jax.tree.map(adopt, opt_state, is_leaf=lambda node: isinstance(node, PruneState))
@@ -77,15 +79,16 @@ def verify(params: Any, opt_state: Any) -> None:
     """Checks that the params are the pruned network the state says they are.
 
     Pruned entries must be exactly 0; where the state holds a dense copy, kept entries must be its
-    view within a few units in the last place; and no refresh may have met entries off the mask that
-    something else wrote. Runs outside jit.
+    view within a few units in the last place. Beside a state that has had no update params must not
+    have been pruned, as far as that can be told. Runs outside jit.
 
     Args:
       params: the params that the optimizer trains.
       opt_state: its state.
 
     Raises:
-      ValueError: naming the path of the first leaf that is off, or the drift.
+      ValueError: naming the path of the first leaf that is off; or if the state is that of other
+        params, or of several networks.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -97,33 +100,60 @@ def verify(params: Any, opt_state: Any) -> None:
       Traceback (most recent call last):
       ...
       ValueError: `params` must be 0 where pruned, got 2 other entries at 'kernel': ...
-
-    References:
-      original.
     """
-    weights = trees.by_path(params)
-    for state in states_of(opt_state):
+    weights, states = weights_and_states(params, opt_state)
+    check_single(states)
+    for state in states:
         if int(state.prune_count):
             _verify(state, weights)
+        else:
+            _check_fresh(state, weights)
+
+
+def _check_fresh(state: PruneState, weights: Leaves) -> None:
+    """Refuses params that have been pruned, beside a state that has had no update."""
+    start = state.prune_spec.parts.start
+    s = signals_of(state, weights)
+    zeros = {path: weights[path] == 0 for path in s.support}
+    others = [path for path in zeros if not bool(jnp.all(zeros[path]))]
+    pruned = sum(int(jnp.sum(~s.support[path] & zeros[path])) for path in others)
+    kept = sum(int(jnp.sum(s.support[path] & zeros[path])) for path in others)
+    off = sum(int(jnp.sum(~s.support[path] & ~zeros[path])) for path in others)
+    as_drawn = isinstance(start, AtRandom) and pruned and not off
+    if as_drawn or (start is None and kept):
+        came = f"one before its first update, beside params with {pruned + kept} zeros"
+        hint = "a network that is sparse already is told by `start`" if kept else ""
+        raise ValueError(wrong("opt_state", "be what the last `update` returned", came, hint))
+
+
+def written_off(state: PruneState, weights: Leaves) -> dict[str, int]:
+    """How many entries of each leaf are not 0 though the network seen has 0 there.
+
+    Args:
+      state: a state after its first update, unboxed.
+      weights: the params by path.
+
+    Returns:
+      ``{path: number}`` for the leaves that are pruned.
+    """
+    seen, support = seen_by(state, weights), signals_of(state, weights).support
+    return {
+        path: int(jnp.sum((weights[path] != 0) & ~kept & (seen[path] == 0)))
+        for path, kept in support.items()
+    }
 
 
 def _verify(state: PruneState, weights: Leaves) -> None:
     remedy = "`rebase(params, opt_state)` adopts an edit; nothing may change updates after a method"
-    masks = trees.by_path(state.prune_mask)
-    seen = seen_by(state, weights)
-    for path, mask in masks.items():
-        pruned = seen[path] == 0 if state.prune_spec.parts.view.copy else ~mask
-        off = int(jnp.sum((weights[path] != 0) & ~mask & pruned))
+    for path, off in written_off(state, weights).items():
         if off:
             came = f"{off} other entries at '{path}'"
             raise ValueError(f"`params` must be 0 where pruned, got {came}: {remedy}")
+    seen = seen_by(state, weights)
     for path, dense in trees.by_path(state.prune_dense).items():
         if not _is_view(weights[path], seen[path], dense):
             expected = "be the view of the dense weights"
             raise ValueError(f"`params` must {expected}, got others at '{path}': {remedy}")
-    if int(state.prune_drift):
-        came = f"{int(state.prune_drift)} entries that something else wrote"
-        raise ValueError(f"`params` must stay 0 where pruned, got {came}: {remedy}")
 
 
 def _is_view(params: jax.Array, seen: jax.Array, dense: jax.Array) -> bool:
@@ -169,15 +199,12 @@ def describe(opt_state: Any) -> dict[str, Any]:
       >>> tx = jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=0.5, ramp=(0, 9))
       >>> jaxprune.describe(tx.init({"kernel": jnp.ones((2, 2))}))["ramp"]
       [0, 9]
-
-    References:
-      original.
     """
     described = [state.prune_spec.describe() for state in states_of(opt_state)]
     return described[0] if len(described) == 1 else {"methods": described}
 
 
-def check(saved: dict[str, Any], opt_state: Any) -> None:
+def check_rules(saved: dict[str, Any], opt_state: Any) -> None:
     """Refuses to go on from a checkpoint that was trained by other rules.
 
     Args:
@@ -194,14 +221,11 @@ def check(saved: dict[str, Any], opt_state: Any) -> None:
       >>> def state(s):
       ...     tx = jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=s, ramp=(0, 9))
       ...     return tx.init(params)
-      >>> jaxprune.check(jaxprune.describe(state(0.5)), state(0.5))
-      >>> jaxprune.check(jaxprune.describe(state(0.5)), state(0.9))
+      >>> jaxprune.check_rules(jaxprune.describe(state(0.5)), state(0.5))
+      >>> jaxprune.check_rules(jaxprune.describe(state(0.5)), state(0.9))
       Traceback (most recent call last):
       ...
       ValueError: `opt_state` must go on by the saved rules, got sparsity=0.9 where 0.5 was saved
-
-    References:
-      original.
     """
     if not isinstance(saved, Mapping):
         raise TypeError(wrong("saved", "be what `describe` returned", type(saved)))

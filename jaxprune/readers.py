@@ -1,21 +1,17 @@
-"""Pure readers of the optimizer state: masks, sparsity, phase, and networks made of them.
+"""Pure readers of the optimizer state: masks, sparsity, phase, and what is learned.
 
 They find the pruning state through any nesting of optax states and inside an `nnx.Optimizer`; two
 pruning transformations side by side in one `multi_transform` are read as one.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import trees
-from jaxprune.state import seen_by, signals_of, states_of
+from jaxprune.state import probed, shown, states_of
 from jaxprune.types import Phase, wrong
-from jaxprune.views import masked
 
 
 def get_masks(opt_state: Any) -> Any:
@@ -37,14 +33,48 @@ def get_masks(opt_state: Any) -> Any:
       >>> state = tx.init({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
       >>> print(jaxprune.get_masks(state)["kernel"].sum())
       2
-
-    References:
-      original.
     """
-    merged, *others = [state.prune_mask for state in states_of(opt_state)]
+    states = states_of(opt_state)
+    merged, *others = [state.prune_mask for state in states]
+    _refuse_common([trees.by_path(mask) for mask in (merged, *others)])
     for other in others:
         merged = trees.from_paths(merged, {**trees.by_path(other), **trees.by_path(merged)})
     return merged
+
+
+def masks_by_path(opt_state: Any) -> dict[str, jax.Array]:
+    """The masks by path, without holes.
+
+    Args:
+      opt_state: an optimizer state that holds a pruning state.
+
+    Returns:
+      ``{path: bool array}`` of the leaves that are pruned, or ``{group: bool vector}``.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no pruning state, or two that prune the same leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.static(optax.sgd(0.1), masks={"kernel": jnp.eye(2, dtype=bool)})
+      >>> state = tx.init({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+      >>> list(jaxprune.masks_by_path(state))
+      ['kernel']
+    """
+    masks = [trees.by_path(state.prune_mask) for state in states_of(opt_state)]
+    _refuse_common(masks)
+    return {site: mask for each in masks for site, mask in each.items()}
+
+
+def _refuse_common(masks: list[dict[str, Any]]) -> None:
+    """Raises where two states prune the same leaf: they are those of two networks."""
+    sites: set[str] = set()
+    for each in masks:
+        for site in each:
+            if site in sites:
+                expected = "hold the state of one network"
+                raise ValueError(wrong("opt_state", expected, f"two masks of '{site}'"))
+        sites |= {*each}
 
 
 def sparsity_of(opt_state: Any) -> jax.Array:
@@ -64,11 +94,8 @@ def sparsity_of(opt_state: Any) -> jax.Array:
       >>> tx = jaxprune.static(optax.sgd(0.1), masks={"kernel": jnp.eye(2, dtype=bool)})
       >>> print(jaxprune.sparsity_of(tx.init({"kernel": jnp.ones((2, 2))})))
       0.5
-
-    References:
-      original.
     """
-    masks = jax.tree.leaves(get_masks(opt_state))
+    masks = [*masks_by_path(opt_state).values()]
     kept = sum(jnp.sum(mask, dtype=jnp.int32) for mask in masks)
     total = sum(mask.size for mask in masks)
     return jnp.float32(total - kept) / jnp.float32(total)
@@ -90,16 +117,84 @@ def phase_of(opt_state: Any) -> Phase:
       >>> import jax.numpy as jnp, optax, jaxprune
       >>> tx = jaxprune.magnitude_attention(optax.sgd(0.1), sparsity=0.5, ramp=(0, 9))
       >>> jaxprune.phase_of(tx.init({"kernel": jnp.ones((2, 2))})).name
-      'explore'
-
-    References:
-      original.
+      'moving'
     """
     state = states_of(opt_state)[0]
     phases = state.prune_spec.parts.phases
     if phases is None:
         return Phase(jnp.int32(0), state.prune_count, jnp.int32(-1), ("train",))
     return phases(state.prune_count)
+
+
+def sees_dense(opt_state: Any) -> jax.Array:
+    """Whether the coming forward pass sees more than the masks keep, as where a method explores.
+
+    What it computes is not the network one would ship: statistics of batch norm should then be left
+    as they are, and `active_params` is what to evaluate. The first forward pass is that of the params
+    as they are given: what is said of it is said of the network that the masks mean.
+
+    Args:
+      opt_state: an optimizer state that holds a pruning state.
+
+    Returns:
+      A bool scalar; works under jit.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no pruning state.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> stages = {"measure_steps": 1, "improve_steps": 0, "explore_steps": 1}
+      >>> tx = jaxprune.prune_and_grow(optax.sgd(0.1), sparsity=0.5, stop=2, **stages)
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
+      >>> state, seen = tx.init(params), []
+      >>> for _ in range(3):
+      ...     seen.append(bool(jaxprune.sees_dense(state)))
+      ...     updates, state = tx.update(params, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> seen
+      [False, True, False]
+    """
+    more = jnp.zeros((), bool)
+    for state in states_of(opt_state):
+        s = probed(state)
+        seen = shown(state.prune_spec.parts, s)
+        for path, kept in s.support.items():
+            more |= jnp.any(seen[path] & ~kept)
+    return more
+
+
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
+    """Numbers for any logger: what is pruned, what was skipped, where the method stands.
+
+    Args:
+      opt_state: an optimizer state that holds a pruning state.
+
+    Returns:
+      Scalars by name, under jit too: ``sparsity``; ``density/<path>`` of each leaf; ``skipped``
+      refreshes; ``phase``, its number, and ``sees_dense``; ``learned/<path>``, the mean of what is
+      learned of a leaf.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no pruning state, or two that prune the same leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> tx = jaxprune.static(optax.sgd(0.1), masks={"kernel": jnp.eye(2, dtype=bool)})
+      >>> {k: float(x) for k, x in jaxprune.metrics(tx.init({"kernel": jnp.ones((2, 2))})).items()}
+      {'sparsity': 0.5, 'density/kernel': 0.5, 'skipped': 0.0, 'phase': 0.0, 'sees_dense': 0.0}
+    """
+    states = states_of(opt_state)
+    masks = masks_by_path(opt_state)
+    found = {"sparsity": sparsity_of(opt_state)}
+    found |= {f"density/{site}": jnp.mean(m, dtype=jnp.float32) for site, m in masks.items()}
+    found["skipped"] = sum((state.prune_skipped for state in states), jnp.zeros((), jnp.int32))
+    found["phase"] = phase_of(opt_state).index
+    found["sees_dense"] = sees_dense(opt_state)
+    for state in states:
+        learned = trees.by_path(state.prune_learned)
+        found |= {f"learned/{path}": jnp.mean(x) for path, x in learned.items()}
+    return found
 
 
 def get_learned(opt_state: Any) -> Any:
@@ -117,14 +212,11 @@ def get_learned(opt_state: Any) -> Any:
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
       >>> tx = jaxprune.layer_attention(
-      ...     optax.sgd(0.1), sparsity=0.9, attention_optimizer=optax.sgd(0.1), target_anneal=(0, 9)
+      ...     optax.sgd(0.1), sparsity=0.9, learner=optax.sgd(0.1), ramp=(0, 9)
       ... )
       >>> learned = jaxprune.get_learned(tx.init({"kernel": jnp.ones((2, 2))}))
       >>> print(learned["kernel"])
       0.99
-
-    References:
-      original.
     """
     states = states_of(opt_state)
     learning = [state for state in states if state.prune_spec.parts.learner is not None]
@@ -134,199 +226,3 @@ def get_learned(opt_state: Any) -> Any:
     if len(learning) == 1:
         return learning[0].prune_learned
     return {path: x for state in learning for path, x in state.prune_learned.items()}
-
-
-def view_params(params: Any, opt_state: Any) -> Any:
-    """The network as the state says it is: the view of the dense weights, or of the params.
-
-    Equal to ``params`` from the first update on; before it, an exact step 0.
-
-    Args:
-      params: the params that the optimizer trains.
-      opt_state: its state.
-
-    Returns:
-      A tree like ``params``, in its types.
-
-    Raises:
-      ValueError: if ``opt_state`` holds no pruning state.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, jaxprune
-      >>> tx = jaxprune.static(optax.sgd(0.1), masks={"kernel": jnp.eye(2, dtype=bool)})
-      >>> params = {"kernel": jnp.ones((2, 2))}
-      >>> print(jaxprune.view_params(params, tx.init(params))["kernel"])
-      [[1. 0.]
-       [0. 1.]]
-
-    References:
-      original.
-    """
-    weights = trees.by_path(params)
-    for state in states_of(opt_state):
-        weights |= seen_by(state, weights)
-    return trees.from_paths(params, weights)
-
-
-def active_params(params: Any, opt_state: Any) -> Any:
-    """The network one would ship at this moment, also while a method explores.
-
-    Args:
-      params: the params that the optimizer trains.
-      opt_state: its state.
-
-    Returns:
-      A tree like ``params``, exactly 0 off the masks.
-
-    Raises:
-      ValueError: if ``opt_state`` holds no pruning state.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, jaxprune
-      >>> tx = jaxprune.static(optax.sgd(0.1), masks={"kernel": jnp.eye(2, dtype=bool)})
-      >>> params = {"kernel": jnp.full((2, 2), 3.0)}
-      >>> print(jaxprune.active_params(params, tx.init(params))["kernel"])
-      [[3. 0.]
-       [0. 3.]]
-
-    References:
-      original.
-    """
-    return project(view_params(params, opt_state), opt_state)
-
-
-def project(tree: Any, opt_state: Any) -> Any:
-    """Any tree shaped like the params with the masks applied: an average of weights, a gradient.
-
-    Args:
-      tree: arrays at the paths of the params; paths without a mask pass untouched.
-      opt_state: an optimizer state that holds a pruning state.
-
-    Returns:
-      The tree with exactly +0.0 off the masks.
-
-    Raises:
-      ValueError: if ``opt_state`` holds no pruning state.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, jaxprune
-      >>> tx = jaxprune.static(optax.sgd(0.1), masks={"kernel": jnp.eye(2, dtype=bool)})
-      >>> state = tx.init({"kernel": jnp.ones((2, 2))})
-      >>> average = {"kernel": jnp.full((2, 2), 0.5)}
-      >>> print(jaxprune.project(average, state)["kernel"])
-      [[0.5 0. ]
-       [0.  0.5]]
-
-    References:
-      original.
-    """
-    leaves, masks = trees.by_path(tree), trees.by_path(get_masks(opt_state))
-    for path in masks:
-        trees.known(path, leaves, "tree", "have every leaf that is pruned")
-    return trees.from_paths(tree, {**leaves, **masked(leaves, masks)})
-
-
-def eval_params(opt_state: Any, f: Callable[[Any, Any], Any], params: Any = None) -> Any:
-    """The network to evaluate for optimizers that train one point and ship another.
-
-    Schedule-free optimizers train y and ship x, an average: ``f`` makes x of their state, and the
-    view makes the pruned network of x.
-
-    Args:
-      opt_state: an optimizer state that holds one pruning state.
-      f: ``f(inner_state, dense) -> tree``, the optimizer's own evaluation function.
-      params: the params; needed unless every leaf has a dense copy in the state, which unpruned
-        leaves and those of methods with hard masks have not.
-
-    Returns:
-      What ``f`` returns, through the view.
-
-    Raises:
-      ValueError: if ``opt_state`` does not hold exactly one pruning state, or ``params`` is needed.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, jaxprune
-      >>> inner = optax.contrib.schedule_free_sgd(0.1)
-      >>> tx = jaxprune.static(inner, masks={"kernel": jnp.eye(2, dtype=bool)})
-      >>> params = {"kernel": jnp.ones((2, 2))}
-      >>> shipped = jaxprune.eval_params(
-      ...     tx.init(params), optax.contrib.schedule_free_eval_params, params
-      ... )
-      >>> print(shipped["kernel"])
-      [[1. 0.]
-       [0. 1.]]
-
-    References:
-      Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682.
-    """
-    states = states_of(opt_state)
-    if len(states) != 1:
-        raise ValueError(wrong("opt_state", "hold one jaxprune method", len(states)))
-    state = states[0]
-    copies, dense = trees.by_path(state.prune_dense), state.prune_dense
-    if params is not None:
-        dense = trees.from_paths(params, signals_of(state, trees.by_path(params)).dense)
-    elif len(copies) < len(trees.all_paths(state.prune_mask)):
-        hint = "unpruned leaves, and all leaves of methods with hard masks, are not in the state"
-        raise ValueError(wrong("params", "be given where leaves have no dense copy", None, hint))
-    result = f(jax.tree.map(trees.unbox, state.prune_inner, is_leaf=trees.is_box), dense)
-    leaves = trees.by_path(result)
-    signals = signals_of(state, leaves)
-    signals = signals._replace(dense={**signals.dense, **leaves})
-    seen = state.prune_spec.parts.view.apply(signals)
-    return trees.from_paths(result, {**leaves, **seen})
-
-
-def state_shardings(tx: optax.GradientTransformation, abstract_params: Any) -> Any:
-    """The shardings of ``tx.init(params)``: masks, copies and slots like their parameters.
-
-    For ``jax.jit(tx.init, out_shardings=state_shardings(tx, params))``: on a mesh of Auto axes the
-    masks would be replicated without it.
-
-    Args:
-      tx: the whole transformation.
-      abstract_params: the params, or `jax.ShapeDtypeStruct` leaves with a ``sharding``.
-
-    Returns:
-      A tree like the state, of shardings; what belongs to no parameter is replicated.
-
-    Raises:
-      ValueError: if a leaf of the params has no sharding.
-
-    Examples:
-      >>> import jax, jax.numpy as jnp, optax, jaxprune
-      >>> params = {"kernel": jnp.ones((2, 2))}
-      >>> tx = jaxprune.gradual_magnitude(optax.adam(0.1), sparsity=0.5, ramp=(0, 9))
-      >>> shardings = jaxprune.state_shardings(tx, params)
-      >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
-
-    References:
-      original.
-    """
-    params = trees.by_path(abstract_params)
-    for path, leaf in params.items():
-        if getattr(leaf, "sharding", None) is None:
-            raise ValueError(wrong("abstract_params", "have a sharding on every leaf", path))
-    anywhere = next(iter(params.values())).sharding
-
-    def sharding(path: str, leaf: Any) -> Any:
-        if trees.is_hole(leaf) or not isinstance(anywhere, NamedSharding):
-            return leaf if trees.is_hole(leaf) else anywhere
-        if anywhere.mesh.are_all_axes_explicit:  # the types tell, in full rank
-            spec = () if leaf.sharding is None else leaf.sharding.spec
-            return NamedSharding(anywhere.mesh, PartitionSpec(*_padded(spec, leaf.ndim)))
-        owner = trees.parameter_of(path, leaf.shape, params)
-        if owner is None:
-            return NamedSharding(anywhere.mesh, PartitionSpec())
-        spec = _padded(params[owner].sharding.spec, leaf.ndim)
-        sizes = zip(spec, leaf.shape, params[owner].shape, strict=True)
-        kept = [axis if size == whole else None for axis, size, whole in sizes]
-        while kept and kept[-1] is None:  # as jit writes outputs: else the step compiles twice
-            kept.pop()
-        return NamedSharding(anywhere.mesh, PartitionSpec(*kept))
-
-    return trees.map_with_path(sharding, jax.eval_shape(tx.init, abstract_params))
-
-
-def _padded(spec: Any, ndim: int) -> tuple[Any, ...]:
-    return (*spec, *[None] * ndim)[:ndim]

@@ -1,86 +1,76 @@
-"""The refresh: masks, memory and counters change together, inside one conditional, where due.
+"""The refresh: all that `Held` names changes together, inside one conditional, where it is due.
 
-What the conditional takes in are buffers that exist anyway, and masks and scalars come out; `keep`
-is its false branch, which XLA then leaves in place. Where a method grows, the slots of the inner
-optimizer go through it too, and where its view settles, the dense weights; both in place.
+What the conditional takes in are buffers that exist anyway; `keep` is its false branch, which XLA
+then leaves in place.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import slots
-from jaxprune.masks.ranking import chosen, largest
+from jaxprune.fences import known_after, overwritten_after
 from jaxprune.numbers import is_traced
-from jaxprune.scores import gradient, magnitude
-from jaxprune.selection import Points, Ranked, any_nan, count_true
-from jaxprune.state import PRNG, Parts
-from jaxprune.trees import by_path, is_complex, known
-from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals
+from jaxprune.selection import any_nan
+from jaxprune.spec import Parts
+from jaxprune.starts import started
+from jaxprune.state import PRNG
+from jaxprune.types import Candidates, Chosen, Leaves, MaskUpdate, Ranked, Signals
 
-Cuts = tuple[Points | tuple[()], ...]
-"""Where the last search of each change ended, if it starts warm; as in the state."""
 
-Counters = tuple[jax.Array, jax.Array, jax.Array]
-"""Drift, skipped and revived, as in the state."""
+class Held(NamedTuple):
+    """What a refresh may change. All else of an update is read only in it.
+
+    Attributes:
+      mask: the masks.
+      dense: the dense weights that settle; empty where a view settles none.
+      memory: what is remembered between refreshes; empty where that is nothing.
+      slots: the state of the inner optimizer, in which what begins to grow starts anew.
+      skipped: refreshes skipped because a score was NaN.
+    """
+
+    mask: Leaves
+    dense: Leaves
+    memory: Any
+    slots: Any
+    skipped: jax.Array
 
 
 def refresh(
-    parts: Parts,
-    signals: Signals,
-    age: jax.Array,
-    params: Leaves,
-    counters: Counters,
-    inner: Any,
-    cuts: Cuts,
-) -> tuple[Signals, Counters, Any, Cuts]:
-    """Masks, memory, counters and slots after an update; all are held unless a change is due.
+    parts: Parts, s: Signals, slots: Any, skipped: jax.Array, age: jax.Array
+) -> tuple[Signals, Any, jax.Array]:
+    """Masks and what goes with them after an update; all is held unless a change is due.
 
     Args:
       parts: the parts of the method.
-      signals: what the scores see: weights of before or after the update.
+      s: what the scores see: the weights of before the update, or of after it.
+      slots: the state of the inner optimizer.
+      skipped: refreshes skipped so far.
       age: the updates completed, this one included: what schedules read.
-      params: the params as they came in, by path, to be searched for drift.
-      counters: drift, skipped and revived so far.
-      inner: the state of the inner optimizer.
-      cuts: where the last searches ended.
 
     Returns:
-      The signals at that age with masks, memory and settled weights renewed; the counters; the
-      inner state, in which entries that begin to grow start anew; and where searches ended.
+      The signals, of the step they came with; slots; and skipped.
     """
     whens = [update.when(age) for update in parts.mask_updates]
     due = functools.reduce(jnp.logical_or, whens, age == 1)
     if parts.grows and parts.phases is not None:  # a phase may let pruned entries move
         due |= parts.phases(age).step == 0
-    settle = parts.view.settle
-    held = signals.memory if _renews(parts) else {}
-    before, signals = signals._replace(step=age - 1), signals._replace(step=age)
-
-    def change() -> tuple:
-        mask, memory, new_counters, begin, grown, new_cuts = _change(
-            parts, before, signals, params, counters, whens, cuts
-        )
-        after = signals._replace(mask=mask, memory=memory or signals.memory)
-        dense = {} if settle is None else dict(settle(after, grown))
-        new_inner = slots.restarted(inner, begin, mask, params)
-        return mask, memory, new_counters, dense, new_inner, new_cuts
-
-    def keep() -> tuple:
-        dense = {} if settle is None else {path: signals.dense[path] for path in signals.mask}
-        return dict(signals.mask), held, counters, dense, inner, cuts
-
-    mask, memory, counters, dense, inner, cuts = _if(due, change, keep)
-    signals = signals._replace(mask=mask, dense={**signals.dense, **dense})
-    return signals._replace(memory=memory or signals.memory), counters, inner, cuts
-
-
-def _renews(parts: Parts) -> bool:
-    """Whether there is a memory that a refresh renews."""
-    return parts.memory is not None and parts.memory.at == "refresh"
+    if parts.view.copy:  # the old masks are read by what moved the weights, the new ones overwrite
+        due = known_after(due, {path: s.dense[path] for path in s.support})
+    settles, renews = parts.view.settle is not None, parts.renews
+    held = Held(
+        mask=dict(s.mask),
+        dense={path: s.dense[path] for path in s.support} if settles else {},
+        memory=s.memory if renews else {},
+        slots=slots,
+        skipped=skipped,
+    )
+    new = _if(due, lambda: _change(parts, s._replace(step=age), held, whens), lambda: held)
+    s = s._replace(mask=new.mask, dense={**s.dense, **new.dense})
+    return s._replace(memory=new.memory if renews else s.memory), new.slots, new.skipped
 
 
 def _if(due: jax.Array, change: Callable[[], Any], keep: Callable[[], Any]) -> Any:
@@ -90,193 +80,73 @@ def _if(due: jax.Array, change: Callable[[], Any], keep: Callable[[], Any]) -> A
     return change() if due else keep()
 
 
-def _change(
-    parts: Parts,
-    before: Signals,
-    signals: Signals,
-    params: Leaves,
-    counters: Counters,
-    whens: list[jax.Array],
-    cuts: Cuts,
-) -> tuple[dict[str, jax.Array], Any, Counters, Leaves, Leaves, Cuts]:
-    drift, skipped, revived = counters
-    first, old = signals.step == 1, signals.mask
-    key = jax.random.fold_in(jax.random.wrap_key_data(signals.key, impl=PRNG), signals.step)
-    signals = signals._replace(key=jax.random.key_data(key))
-    began = started(parts, signals)
-    old = {
-        path: jnp.where(first, began[path], m) if path in began else m for path, m in old.items()
-    }
-    signals, failed = signals._replace(mask=old), any_nan(jax.tree.leaves(signals.learned))
-    ended = []
-    for due, update, near in zip(whens, parts.mask_updates, cuts, strict=True):
-        new, failure, near = _if_due(due, update, readable(parts, signals), near)
-        failed |= failure
-        signals = signals._replace(mask=new)
-        ended.append(near)
-    mask = {path: jnp.where(failed, old[path], m) for path, m in signals.mask.items()}
-    begin = _beginning(parts, before, signals._replace(mask=mask)) if parts.grows else {}
-    grown = {path: m & ~before.mask[path] for path, m in mask.items()} if parts.view.settle else {}
-    begin, grown = jax.lax.optimization_barrier((begin, grown))
-    none = jnp.zeros((), jnp.int32)
-    looked = ~first & _looked_at(parts, signals.step)
-    odd = _if(looked, lambda: _written(params, hidden(parts, before)), lambda: none)
-    # Shifted, no count is negative. But all reading of the old masks has to be done before they
-    # are overwritten: where nothing says so, XLA copies them, in every step.
-    counts = jnp.stack([odd, *map(count_true, [*begin.values(), *grown.values()])])
-    read = jnp.all(jax.lax.shift_right_logical(counts, jnp.ones_like(counts)) >= 0)
-    mask = {path: jnp.where(read, m, before.mask[path]) for path, m in mask.items()}
-    memory = signals.memory if _renews(parts) else {}
-    if parts.memory and memory:
-        new = parts.memory.update(signals._replace(mask=mask))
+def _change(parts: Parts, s: Signals, held: Held, whens: list[jax.Array]) -> Held:
+    """What is held, after every change that is due; as it was where a score is NaN."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(s.key, impl=PRNG), s.step)
+    s, before = s._replace(key=jax.random.key_data(key)), s._replace(step=s.step - 1)
+    began = started(parts, s)
+    first = {x: jnp.where(s.step == 1, m, s.mask[x]) for x, m in began.items()}
+    old = {**s.mask, **first}
+    s, failed = s._replace(mask=old), any_nan([Ranked(x) for x in jax.tree.leaves(s.learned)])
+    for due, update in zip(whens, parts.mask_updates, strict=True):
+        stays = functools.partial(Chosen, dict(s.mask), jnp.zeros((), bool))
+        new = _if(due, functools.partial(changed, update, readable(parts, s)), stays)
+        s, failed = s._replace(mask=new.masks), failed | new.nan
+    s = s._replace(mask={x: jnp.where(failed, old[x], m) for x, m in s.mask.items()})
+    begin, grown = _beginning(parts, before, s), _grown(parts, before, s)
+    mask = overwritten_after((begin, grown), s.mask, before.mask)
+    s = s._replace(mask=mask)
+    memory = held.memory
+    if parts.memory is not None and parts.renews:
+        new = parts.memory.update(s)
         memory = jax.tree.map(lambda a, b: jnp.where(failed, a, b.astype(a.dtype)), memory, new)
-    revived = _if(first, lambda: _kept_zeros(params, mask), lambda: revived)
-    counters = drift + odd, skipped + failed.astype(jnp.int32), revived
-    return mask, memory, counters, begin, grown, tuple(ended)
+    s = s._replace(memory=memory if parts.renews else s.memory)
+    return Held(
+        mask=mask,
+        dense={} if parts.view.settle is None else dict(parts.view.settle(s, grown)),
+        memory=memory,
+        slots=slots.restarted(held.slots, begin, s.support, s.dense),
+        skipped=held.skipped + failed.astype(jnp.int32),
+    )
 
 
-def started(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
-    """The first masks, where a function gives them."""
-    start: Any = parts.start
-    if not callable(start):
-        return {}
-    masks = by_path(start(signals))
-    for path in masks:
-        known(path, signals.mask, "start", "return masks of prunable leaves")
-    return masks
-
-
-def readable(parts: Parts, signals: Signals) -> Signals:
+def readable(parts: Parts, s: Signals) -> Signals:
     """What scores may read: beside a copy they rank new weights, and the gradient is of the old."""
-    return signals._replace(grads={}) if parts.view.copy else signals
+    return s._replace(grads={}) if parts.view.copy else s
 
 
-def _if_due(
-    due: jax.Array, update: MaskUpdate, signals: Signals, near: Points | tuple[()]
-) -> tuple[dict[str, jax.Array], jax.Array, Points | tuple[()]]:
-    """Masks, whether a score is NaN, and where the search ended, changed if due."""
-    held = dict(signals.mask), jnp.zeros((), bool), near
-    if not update.warm_start:
-        return _if(due, lambda: (*changed(update, signals)[:2], near), lambda: held)
-    # Due nearly always, so it is computed in any case: the choice is then made in the kernel that
-    # writes the masks, where a conditional would write them once more.
-    new = changed(update, signals, near)
-    return jax.tree.map(lambda new, old: jnp.where(due, new, old), new, held)
-
-
-def changed(
-    update: MaskUpdate, signals: Signals, near: Points | tuple[()] = ()
-) -> tuple[dict[str, jax.Array], jax.Array, Points | tuple[()]]:
-    """The masks after one change, and whether a score was NaN at a candidate.
-
-    Args:
-      update: the change.
-      signals: what its score sees.
-      near: where the last search ended; none where the change does not start warm.
-
-    Returns:
-      ``({path: mask}, failed, points)``, the latter where this search ended.
-    """
-    mask = signals.mask
-    choice = {
-        Candidates.ALL: dict.fromkeys(mask),
-        Candidates.KEPT: mask,
-        Candidates.PRUNED: {path: ~m for path, m in mask.items()},
-    }[update.candidates]
-    ranked = {path: Ranked(*score, choice[path]) for path, score in _scored(update, signals)}
-    counts = update.count(signals)
-    if update.candidates is Candidates.PRUNED:
-        counts = _missing(counts, mask)
-    if ranks_in_place(update):
-        options = getattr(update.select, "keywords", {})
-        masks, ended, failed = chosen(ranked, counts, **options, near=near or None)
-    else:
-        scores = {path: score.written() for path, score in ranked.items()}
-        masks, ended = dict(update.select(scores, counts)), ()
-        failed = any_nan(list(ranked.values()))
-    if update.candidates is Candidates.PRUNED:
-        masks = {path: masks[path] | m for path, m in mask.items()}
-    if update.candidates is Candidates.KEPT and not ranks_in_place(update):
-        masks = {path: masks[path] & m for path, m in mask.items()}
-    return masks, failed, ended
-
-
-def ranks_in_place(update: MaskUpdate) -> bool:
-    """Whether scores are ranked by `masks.largest`, which writes none of them."""
-    return getattr(update.select, "func", update.select) is largest
-
-
-def _scored(update: MaskUpdate, signals: Signals) -> list[tuple[str, tuple[jax.Array, bool]]]:
-    """Scores by path, and whether their magnitude ranks: |w| and |g| are never written out."""
-    read: Mapping[Any, Leaves] = {magnitude: signals.dense, gradient: signals.grads}
-    of_sizes = read.get(update.score)
-    if not of_sizes or any(is_complex(of_sizes[path]) for path in signals.mask):
-        scores = update.score(signals)
-        return [(path, (scores[path], False)) for path in signals.mask]
-    return [(path, (of_sizes[path], True)) for path in signals.mask]
-
-
-def _missing(counts: Counts, mask: Leaves) -> Counts:
-    """How many entries are to grow, so that as many as counted are kept."""
-    if not isinstance(counts, Mapping):
-        return jnp.maximum(counts - sum(count_true(m) for m in mask.values()), 0)
-
-    def kept(path: str) -> jax.Array:
-        if not jnp.ndim(counts.get(path, 0)):
-            return count_true(mask[path])
-        together = [axis for axis, n in enumerate(jnp.shape(counts[path])) if n == 1]
-        return jnp.sum(mask[path], axis=together, keepdims=True, dtype=jnp.int32)
-
-    rest = sum(kept(path) for path in mask if path not in counts)
-    return {p: jnp.maximum(c - (rest if p == REST else kept(p)), 0) for p, c in counts.items()}
+def changed(update: MaskUpdate, s: Signals) -> Chosen:
+    """The masks after one change, and whether a score was NaN at a candidate."""
+    scores = update.score(s)
+    scores = scores if s.units is None else s.units.pooled(scores)
+    grows, all_may = update.candidates is Candidates.PRUNED, update.candidates is Candidates.ALL
+    ranked = {}
+    for site, m in s.mask.items():
+        score = scores[site] if isinstance(scores[site], Ranked) else Ranked(scores[site])
+        ranked[site] = score.replace(mask=None if all_may else m, pruned=grows)
+    return update.keep(ranked, s, s.mask if grows else {})
 
 
 def _beginning(parts: Parts, before: Signals, after: Signals) -> dict[str, jax.Array]:
     """Pruned entries that begin to move: grown ones, or all those that a phase lets move."""
+    if not parts.grows:
+        return {}
     moved, moves = moving(parts, before), moving(parts, after)
-    return {path: moves[path] & ~moved[path] & ~m for path, m in before.mask.items()}
+    return {path: moves[path] & ~moved[path] & ~m for path, m in before.support.items()}
 
 
-def moving(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
-    """Which prunable entries the update moves."""
-    if parts.view.update_scale is None:
-        every = parts.view.copy
-        return {path: jnp.ones_like(m) if every else m for path, m in signals.mask.items()}
-    factors = parts.view.update_scale(signals)
-    return {
-        path: jnp.broadcast_to(jnp.asarray(factors.get(path, True)).astype(bool), m.shape)
-        for path, m in signals.mask.items()
-    }
+def _grown(parts: Parts, before: Signals, after: Signals) -> dict[str, jax.Array]:
+    """Entries that the masks keep now, and did not before."""
+    if parts.view.settle is None:
+        return {}
+    return {path: m & ~before.support[path] for path, m in after.support.items()}
 
 
-def hidden(parts: Parts, signals: Signals) -> dict[str, jax.Array]:
-    """The entries of which the view makes 0: of ones, too."""
-    if not parts.view.copy:
-        return {path: ~m for path, m in signals.mask.items()}
-    ones = {path: jnp.ones_like(signals.dense[path]) for path in signals.mask}
-    seen = parts.view.apply(signals._replace(dense={**signals.dense, **ones}))
-    return {path: seen[path] == 0 for path in signals.mask}
-
-
-def _looked_at(parts: Parts, age: jax.Array) -> jax.Array:
-    """Whether this refresh searches the params for drift.
-
-    Always if the update before changed no mask, else in every 16th, and in the second update.
-    """
-    before = [update.when(age - 1) for update in parts.mask_updates]
-    return ~functools.reduce(jnp.logical_or, before, jnp.zeros((), bool)) | (age % 16 == 2)
-
-
-def _written(params: Leaves, hidden: Leaves) -> jax.Array:
-    """How many entries are not 0 where the network seen has 0: something else wrote them."""
-    counts = [count_true((params[path] != 0) & h) for path, h in hidden.items()]
-    return jnp.sum(jnp.stack(counts), dtype=jnp.int32)
-
-
-def _kept_zeros(params: Leaves, mask: Leaves) -> jax.Array:
-    """How many zeros the masks keep beside others: they may grow again, if they were pruned."""
-    total = jnp.zeros((), jnp.int32)
-    for path, m in mask.items():
-        zeros = count_true((params[path] == 0) & m)
-        total += jnp.where(zeros == count_true(m), 0, zeros)
-    return total
+def moving(parts: Parts, s: Signals) -> dict[str, jax.Array]:
+    """Which prunable entries the update moves, in the shape of the leaves."""
+    if parts.view.update_scale is not None:
+        given = parts.view.update_scale(s)
+        factors = {p: jnp.asarray(given.get(p, True)).astype(bool) for p in s.support}
+    else:
+        factors = {p: jnp.ones((), bool) if parts.view.copy else m for p, m in s.support.items()}
+    return {p: jnp.broadcast_to(x, s.dense[p].shape) for p, x in factors.items()}

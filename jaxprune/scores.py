@@ -1,14 +1,14 @@
 """What an entry is worth: functions of `Signals`, one score for each entry of each prunable leaf.
 
-Higher is kept. They give ``{path: array}`` for the paths of ``signals.mask``, in the shape of the
-leaf.
+Higher is kept. They give ``{path: array or Ranked}`` for the prunable leaves, in their shape; or by
+site, in the shape of its mask.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import uniform_like
-from jaxprune.types import Leaves, Signals, wrong
+from jaxprune.trees import is_complex, uniform_like
+from jaxprune.types import Leaves, Ranked, Signals, wrong
 
 
 def magnitude(signals: Signals) -> Leaves:
@@ -27,7 +27,7 @@ def magnitude(signals: Signals) -> Leaves:
       >>> from jaxprune.scores import magnitude
       >>> from jaxprune.types import Signals
       >>> w, m = jnp.array([1.0, -2.0]), jnp.ones(2, bool)
-      >>> magnitude(Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}))["w"].tolist()
+      >>> magnitude(Signals(jnp.int32(1), dense={"w": w}, mask={"w": m}))["w"].scores.tolist()
       [1.0, 2.0]
 
     References:
@@ -35,7 +35,7 @@ def magnitude(signals: Signals) -> Leaves:
       https://doi.org/10.1103/PhysRevA.39.6600; Han et al., "Learning both weights and connections
       for efficient neural networks", 2015, https://arxiv.org/abs/1506.02626.
     """
-    return {path: jnp.abs(signals.dense[path]) for path in signals.mask}
+    return {path: _size(signals.dense[path]) for path in signals.support}
 
 
 def gradient(signals: Signals) -> Leaves:
@@ -58,14 +58,14 @@ def gradient(signals: Signals) -> Leaves:
       >>> from jaxprune.types import Signals
       >>> w, g, m = jnp.array([1.0, -2.0]), jnp.array([-3.0, 0.5]), jnp.ones(2, bool)
       >>> s = Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}, grads={"w": g})
-      >>> gradient(s)["w"].tolist()
+      >>> gradient(s)["w"].scores.tolist()
       [3.0, 0.5]
 
     References:
       Evci et al., "Rigging the lottery: making all tickets winners", 2020,
       https://arxiv.org/abs/1911.11134, section 3: the criterion by which it grows.
     """
-    return {path: jnp.abs(_gradient(signals, path)) for path in signals.mask}
+    return {path: _size(_gradient(signals, path)) for path in signals.support}
 
 
 def saliency(signals: Signals) -> Leaves:
@@ -88,14 +88,16 @@ def saliency(signals: Signals) -> Leaves:
       >>> from jaxprune.types import Signals
       >>> w, g, m = jnp.array([1.0, -2.0]), jnp.array([-3.0, 0.5]), jnp.ones(2, bool)
       >>> s = Signals(step=jnp.int32(1), dense={"w": w}, mask={"w": m}, grads={"w": g})
-      >>> saliency(s)["w"].tolist()
+      >>> saliency(s)["w"].scores.tolist()
       [3.0, 1.0]
 
     References:
       Mozer & Smolensky, "Skeletonization", 1988; Lee, Ajanthan & Torr, "SNIP: single-shot network
       pruning based on connection sensitivity", 2019, https://arxiv.org/abs/1810.02340, eq. 6.
     """
-    return {path: _saliency(signals.dense[path], _gradient(signals, path)) for path in signals.mask}
+    return {
+        path: _saliency(signals.dense[path], _gradient(signals, path)) for path in signals.support
+    }
 
 
 def random(signals: Signals) -> Leaves:
@@ -117,9 +119,6 @@ def random(signals: Signals) -> Leaves:
       >>> key, mask = jax.random.key_data(jax.random.key(0)), {"w": jnp.ones((2, 3), bool)}
       >>> random(Signals(step=jnp.int32(1), dense={}, mask=mask, key=key))["w"].shape
       (2, 3)
-
-    References:
-      Original.
     """
     return {path: uniform_like(signals.key, path, mask) for path, mask in signals.mask.items()}
 
@@ -132,6 +131,12 @@ def _gradient(signals: Signals, path: str) -> jax.Array:
     return signals.grads[path]
 
 
-def _saliency(weight: jax.Array, grad: jax.Array) -> jax.Array:
+def _size(x: jax.Array) -> Ranked | jax.Array:
+    """Its magnitude, which selection reads without writing it out."""
+    return jnp.abs(x) if is_complex(x) else Ranked(x, magnitude=True)
+
+
+def _saliency(weight: jax.Array, grad: jax.Array) -> Ranked | jax.Array:
     """The product in the weights' dtype: gradients may come narrower."""
-    return jnp.abs(weight * grad.astype(weight.dtype))
+    grad = grad.astype(weight.dtype)
+    return jnp.abs(weight * grad) if is_complex(weight) else Ranked(weight, True, factor=grad)

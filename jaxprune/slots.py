@@ -1,5 +1,6 @@
 """The slots of a foreign optimizer: what it remembers of each entry, found by path and shape."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxprune import trees
 from jaxprune.numbers import is_traced
-from jaxprune.selection import count_true
-from jaxprune.types import Leaves
+from jaxprune.selection import count_true, sum_of
+from jaxprune.types import Leaves, wrong
 
 
 def restarted(inner: Any, begin: Leaves, kept: Leaves, params: Leaves) -> Any:
@@ -40,9 +41,6 @@ def restarted(inner: Any, begin: Leaves, kept: Leaves, params: Leaves) -> Any:
       >>> state = slots.restarted(state, {"w": ~kept}, {"w": kept}, {"w": kept})
       >>> state.mu["w"].tolist(), state.nu["w"].tolist()
       ([1.0, -1.0, 0.0], [2.0, 4.0, 3.0])
-
-    References:
-      original.
     """
     if not begin:
         return inner
@@ -54,8 +52,7 @@ def restarted(inner: Any, begin: Leaves, kept: Leaves, params: Leaves) -> Any:
             kind = path.removesuffix(owner)
             found.setdefault(kind, {})[owner] = slot
             owners[path] = kind, owner
-    stay = {path: kept[path] & ~m for path, m in begin.items()}
-    fresh = {kind: _fresh(slots, stay) for kind, slots in found.items()}
+    fresh = {kind: _fresh(slots, begin, kept) for kind, slots in found.items()}
 
     def restart(path: str, slot: Any) -> Any:
         if path not in owners:
@@ -66,16 +63,48 @@ def restarted(inner: Any, begin: Leaves, kept: Leaves, params: Leaves) -> Any:
     return trees.map_with_path(restart, inner)
 
 
-def _fresh(slots: Leaves, stay: Leaves) -> dict[str, jax.Array]:
-    """What entries of slots of one kind start from: 0, or means of what is never negative."""
+def check_owned(inner: Any, params: Leaves, pruned: Iterable[str]) -> None:
+    """Refuses an optimizer whose memory of entries that may begin anew cannot be found.
+
+    Args:
+      inner: its state.
+      params: all parameters by path.
+      pruned: the paths of those that are pruned.
+
+    Raises:
+      ValueError: naming a floating array that could hold the entries of a pruned parameter, and
+        belongs to none by its path, or holds them in another shape: as where updates are flattened
+        into one vector.
+    """
+    least = min(params[path].size for path in pruned)
+    for path, slot in trees.by_path(inner).items():
+        if not trees.is_floating(slot) or slot.size < least:
+            continue
+        owners = [p for p in params if not p or f"/{p}/" in f"/{path}/"]
+        alike = [p for p in owners if params[p].size != slot.size or params[p].shape == slot.shape]
+        if not alike:
+            expected = "keep what it remembers at the paths of the params, where weights grow"
+            came = f"an array of shape {slot.shape} at '{path}'"
+            hint = "use it without what flattens or renames leaves, such as `optax.flatten`"
+            raise ValueError(wrong("inner", expected, came, hint))
+
+
+def _fresh(slots: Leaves, begin: Leaves, kept: Leaves) -> dict[str, jax.Array]:
+    """What entries of slots of one kind start from: 0, or means of what is never negative.
+
+    Means are those of entries that are kept and do not begin. Counts and sums say so in words of
+    their own: said once, XLA would write the answer to memory.
+    """
     zeros = {path: jnp.zeros((), jnp.float32) for path in slots}
     if any(trees.is_complex(slot) for slot in slots.values()):
         return zeros
 
     def means() -> dict[str, jax.Array]:
-        numbers = {path: count_true(stay[path]).astype(jnp.float32) for path in slots}
+        numbers = {p: count_true(kept[p] & ~begin[p]).astype(jnp.float32) for p in slots}
         sums = {
-            path: jnp.sum(jnp.where(stay[path], slot, 0).astype(jnp.float32))
+            path: sum_of(
+                jnp.where(begin[path], 0, jnp.where(kept[path], slot, 0)).astype(jnp.float32)
+            )
             for path, slot in slots.items()
         }
         of_all = sum(sums.values()) / jnp.maximum(sum(numbers.values()), 1)

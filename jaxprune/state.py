@@ -1,183 +1,17 @@
-"""The state of a pruning transformation, and the static node that says what it was made from."""
+"""The state of a pruning transformation, and how to find it and look into it."""
 
-import dataclasses
-import functools
-import hashlib
-import sys
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxprune import trees
 from jaxprune.numbers import is_traced
-from jaxprune.trees import OutputAxis, Where
-from jaxprune.types import (
-    Candidates,
-    Learner,
-    Leaves,
-    MaskUpdate,
-    Memory,
-    Phase,
-    Signals,
-    View,
-    wrong,
-)
+from jaxprune.spec import Parts, Spec
+from jaxprune.types import Leaves, Signals, wrong
 
 PRNG = "threefry2x32"  # whatever the user's default is: raw key data has one shape
-
-
-class Parts(NamedTuple):
-    """The parts of a method, as `prune` was given them."""
-
-    mask_updates: tuple[MaskUpdate, ...]
-    view: View
-    memory: Memory | None = None
-    phases: Callable[[Any], Phase] | None = None
-    where: Where | None = None
-    start: Any = None
-    output_axis: OutputAxis = None
-    note: str | Callable[[Leaves], str] = ""
-    learner: Learner | None = None
-
-    @property
-    def grows(self) -> bool:
-        """Whether pruned entries can come back that did not move meanwhile."""
-        candidates = {update.candidates for update in self.mask_updates}
-        held = self.learner is not None and self.view.update_scale is not None
-        return Candidates.PRUNED in candidates or (
-            Candidates.ALL in candidates and (held or not self.view.copy)
-        )
-
-
-@jax.tree_util.register_static
-class Spec:
-    """What a state was made from: the parts, and the method and values that determine them.
-
-    A leafless node: readers find the parts in the state, so nobody has to hold the transformation.
-    Two specs are equal if their methods and values are; of a custom `prune(...)`, whose parts have
-    no name, if the parts themselves are (functions by identity, partials by value).
-
-    Attributes:
-      parts: the parts.
-      method: the method's function, or None for a custom `prune(...)`.
-      values: the keyword values the method was called with; an optimizer is "given".
-    """
-
-    def __init__(
-        self,
-        parts: Parts,
-        method: Callable[..., Any] | None = None,
-        values: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Keep the parts; a method's name and values take their place in comparisons."""
-        self.parts, self.method = parts, method
-        self.values = {name: _settled(value) for name, value in (values or {}).items()}
-        self._identity = _canonical(tuple(parts) if method is None else self.values)
-        _register_with_flax()
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Spec)
-            and self.method == other.method
-            and self._identity == other._identity
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.method, self._identity))
-
-    def __repr__(self) -> str:
-        return f"Spec({self.describe()})"
-
-    def __reduce__(self) -> tuple:
-        if self.method is None:
-            return Spec, (self.parts,)
-        return _from_method, (self.method, self.values)
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its values as JSON."""
-        if self.method is None:
-            return {"method": "prune", **_json(self.parts._asdict())}
-        return {"method": self.method.__name__, **_json(self.values)}
-
-
-def _from_method(method: Callable[..., Any], values: dict[str, Any]) -> Spec:
-    optimizers = {name: optax.identity() for name, x in values.items() if x == "given"}
-    return method(**(values | optimizers)).init.__self__.spec
-
-
-def _settled(value: Any) -> Any:
-    """A number for an array of one, which its owner may donate; anything else as it is."""
-    if isinstance(value, jax.Array) and value.ndim == 0 and not is_traced(value):
-        return float(str(np.asarray(value))) if trees.is_floating(value) else value.item()
-    return value
-
-
-def _digest(array: Any) -> str:
-    array = np.asarray(array)
-    return hashlib.sha256(array.tobytes()).hexdigest()[:16]
-
-
-def _canonical(value: Any) -> Any:
-    """A hashable stand-in for a value: equal values, equal stand-ins."""
-    if isinstance(value, functools.partial):
-        return ("partial", value.func, _canonical(value.args), _canonical(value.keywords))
-    if jax.tree_util.all_leaves([value]):  # an empty dict is none
-        return _canonical_leaf(value)
-    if isinstance(value, Mapping):  # in order: of patterns, the first that matches wins
-        return "mapping", *((key, _canonical(item)) for key, item in value.items())
-    leaves, structure = jax.tree.flatten(value)
-    return structure, tuple(_canonical(leaf) for leaf in leaves)
-
-
-def _canonical_leaf(value: Any) -> Any:
-    if is_traced(value):
-        return ("traced", id(value))
-    if isinstance(value, (jax.Array, np.ndarray)):
-        return ("array", value.shape, str(value.dtype), _digest(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = ((f.name, _canonical(getattr(value, f.name))) for f in dataclasses.fields(value))
-        return (type(value), *fields)
-    return type(value), value
-
-
-def _json(value: Any) -> Any:
-    """A value as plain JSON; functions by name, arrays by shape, type and digest."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if is_traced(value):
-        return "traced"
-    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-        return value.item() if value.ndim == 0 else _json_array(value)
-    if isinstance(value, functools.partial):
-        return {"partial": _json(value.func), "of": _json([*value.args, dict(value.keywords)])}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {type(value).__name__: fields}
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    if not jax.tree_util.all_leaves([value]):
-        return {
-            jax.tree_util.keystr(path): _json(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(value)
-        }
-    return getattr(value, "__qualname__", None) or str(value)
-
-
-def _json_array(array: Any) -> dict[str, Any]:
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": _digest(array)}
-
-
-def _register_with_flax() -> None:
-    """Let `flax.serialization` pass over the node, where the user has flax."""
-    flax = sys.modules.get("flax.serialization")
-    if flax is not None and not flax.is_serializable(Spec):
-        flax.register_serialization_state(Spec, lambda spec: {}, lambda spec, state: spec)
 
 
 class PruneState(NamedTuple):
@@ -185,19 +19,17 @@ class PruneState(NamedTuple):
 
     Attributes:
       prune_count: updates completed, an int32 scalar.
-      prune_mask: the masks, in the params' containers; unpruned leaves are holes.
+      prune_mask: the masks, in the params' containers, with holes for unpruned leaves; or of
+        channels, by the names of their groups.
       prune_dense: the dense weights of the leaves the view changes, float32 at least, holes
         elsewhere: everywhere, where the params themselves are the dense weights.
       prune_memory: what the method's `Memory` remembers.
       prune_learned: what the method's `Learner` has learned.
       prune_learner: the state of the learner's optimizer.
-      prune_cuts: for each change of masks that starts warm, where the last search ended
-        (`selection.Points`).
       prune_key: raw uint32 key data, from the seed.
-      prune_drift: entries off the mask that something else wrote, counted at refreshes, at every
-        16th of them where each update has one; int32.
       prune_skipped: refreshes skipped because a score was NaN, int32.
-      prune_revived: zeros of a sparse network that the first update let grow again, int32.
+      prune_loaded: whether the dense copies hold the weights: before the first update they do not,
+        since weights may be loaded after `init`; bool.
       prune_inner: the state of the inner optimizer.
       prune_spec: what the state was made from; no leaves.
     """
@@ -208,11 +40,9 @@ class PruneState(NamedTuple):
     prune_memory: Any
     prune_learned: Any
     prune_learner: Any
-    prune_cuts: Any
     prune_key: jax.Array
-    prune_drift: jax.Array
     prune_skipped: jax.Array
-    prune_revived: jax.Array
+    prune_loaded: jax.Array
     prune_inner: Any
     prune_spec: Spec
 
@@ -250,9 +80,9 @@ def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) 
     """
     masks = trees.by_path(state.prune_mask)
     copies = trees.by_path(state.prune_dense)
-    for path in [*masks, *copies]:
+    for path in [*state.prune_spec.parts.units.members(masks), *copies]:
         trees.known(path, weights, "params", "have every leaf that is pruned")
-    dense = {**weights, **_loaded(state.prune_count == 0, weights, copies)}
+    dense = {**weights, **_loaded(~state.prune_loaded, weights, copies)}
     return Signals(
         state.prune_count,
         dense,
@@ -261,7 +91,42 @@ def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) 
         learned=state.prune_learned,
         memory=state.prune_memory,
         key=state.prune_key,
+        units=state.prune_spec.parts.units,
     )
+
+
+def probed(state: PruneState) -> Signals:
+    """What the parts see of a state alone: ones for weights that it holds no copy of.
+
+    For what does not depend on the weights: which entries are seen, which move, what is read.
+
+    Args:
+      state: the state, unboxed.
+
+    Returns:
+      The signals at the state's age.
+    """
+    masks, units = trees.by_path(state.prune_mask), state.prune_spec.parts.units
+    one = np.ones((), np.float32)  # in numpy, where a tree of them takes no memory
+    ones = {path: np.broadcast_to(one, shape) for path, shape in units.shapes(masks).items()}
+    dense = ones | trees.by_path(state.prune_dense)
+    return Signals(
+        state.prune_count,
+        dense,
+        masks,
+        dense,
+        learned=state.prune_learned,
+        memory=state.prune_memory,
+        key=state.prune_key,
+        units=units,
+    )
+
+
+def shown(parts: Parts, s: Signals) -> dict[str, jax.Array]:
+    """Which entries of the leaves that are pruned the view does not make 0, of ones too."""
+    ones = {path: jnp.ones_like(s.dense[path]) for path in s.support}
+    seen = parts.view.apply(s._replace(dense={**s.dense, **ones}))
+    return {path: seen[path] != 0 for path in ones}
 
 
 def seen_by(state: PruneState, weights: Leaves) -> dict[str, jax.Array]:
@@ -289,9 +154,6 @@ def states_of(opt_state: Any, argument: str = "opt_state") -> list[PruneState]:
       >>> tx = optax.chain(jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=0.5, ramp=(0, 9)))
       >>> len(state.states_of(tx.init({"kernel": jnp.ones((2, 2))})))
       1
-
-    References:
-      original.
     """
     opt_state = getattr(opt_state, "opt_state", opt_state)
 
@@ -306,21 +168,71 @@ def states_of(opt_state: Any, argument: str = "opt_state") -> list[PruneState]:
         raise ValueError(
             wrong(argument, "hold the state of a jaxprune method", type(opt_state), hint)
         )
-    for state in states:
-        nested = jax.tree.leaves(state.prune_inner, is_leaf=is_state)
-        if any(map(is_state, nested)):
-            raise ValueError(wrong(argument, "hold methods side by side", "one inside another"))
+    check_alone(states, argument)
     return [unboxed(state) for state in states]
+
+
+def weights_and_states(params: Any, opt_state: Any) -> tuple[dict[str, Any], list[PruneState]]:
+    """The params by path and the pruning states, if they belong to each other.
+
+    Args:
+      params: the params that an optimizer trains.
+      opt_state: its state.
+
+    Returns:
+      ``{path: leaf}``, and the states of `states_of`.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no pruning state, or one of other params.
+    """
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, PruneState)
+
+    if any(map(is_state, jax.tree.leaves(params, is_leaf=is_state))):
+        raise ValueError(wrong("params", "come first, then the state", "a state in their place"))
+    weights, states = trees.by_path(params), states_of(opt_state)
+    for state in states:
+        units, masks = state.prune_spec.parts.units, trees.by_path(state.prune_mask)
+        for path, shape in units.shapes(masks).items():
+            trees.known(path, weights, "params", "be those of the state, and have every leaf of it")
+            have = jnp.shape(weights[path])
+            if len(have) < len(shape) or any(n not in (1, m) for n, m in zip(shape, have)):  # noqa: B905
+                expected = f"be those of the state, of shape {shape} at '{path}'"
+                raise ValueError(wrong("params", expected, have))
+    return weights, states
+
+
+def check_single(states: list[PruneState]) -> None:
+    """Raises a ValueError where states are stacked, as `vmap` leaves those of an ensemble."""
+    for state in states:
+        if jnp.ndim(state.prune_count):
+            hint = "index one member first, of the params as well"
+            came = f"a stack of {jnp.shape(state.prune_count)}"
+            raise ValueError(wrong("opt_state", "be the state of one network", came, hint))
+
+
+def check_alone(states: list[PruneState], argument: str) -> None:
+    """Raises a ValueError if one of some states holds another in its inner optimizer's."""
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, PruneState)
+
+    for state in states:
+        if any(map(is_state, jax.tree.leaves(state.prune_inner, is_leaf=is_state))):
+            expected = "hold methods side by side"
+            hint = "to go on by other rules there is `next_stage`"
+            raise ValueError(wrong(argument, expected, "one inside another", hint))
 
 
 def unboxed(state: PruneState) -> PruneState:
     """The scalars and keys of a state without the boxes that `nnx.Optimizer` puts them in."""
     scalars = {
         name: trees.unbox(getattr(state, name))
-        for name in ("prune_count", "prune_key", "prune_drift", "prune_skipped", "prune_revived")
+        for name in ("prune_count", "prune_key", "prune_skipped", "prune_loaded")
     }
     trees_of_arrays = {
         name: jax.tree.map(trees.unbox, getattr(state, name), is_leaf=trees.is_box)
-        for name in ("prune_memory", "prune_learned", "prune_cuts")
+        for name in ("prune_memory", "prune_learned")
     }
     return state._replace(**scalars, **trees_of_arrays)

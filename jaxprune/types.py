@@ -5,9 +5,11 @@ floating leaves (``mask`` the prunable ones); dicts that a part returns hold onl
 ``True`` in a mask always means *kept*. A *step* is an age: the number of updates completed.
 """
 
+import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import optax
@@ -19,11 +21,53 @@ Leaves = Mapping[str, Any]
 Count = ArrayLike
 """A number of entries: an int, or a traced int32 scalar."""
 
-Counts = Count | Mapping[str, Count]
-"""How many entries stay: one number for the whole tree, or one a leaf; under the path `REST`, one
-for all leaves that are not named, ranked together."""
+Counts = Mapping[tuple[str, ...], Count]
+"""How many units stay of sites that are ranked together: ``{(site, ...): number}``. The number of
+one stacked site may be an array of its rank: one for each slice."""
 
-REST = "*"
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("values", "factor", "mask"),
+    meta_fields=("magnitude", "pruned"),
+)
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """The scores of one site as selection reads them, without writing them out.
+
+    Attributes:
+      values: array of any shape and any floating dtype.
+      magnitude: whether the scores are ``|values|``.
+      mask: bool, of the same shape: which entries are candidates; None for all. What is no
+        candidate is never kept.
+      pruned: whether candidates are those where the mask is False instead.
+      factor: what values are multiplied by; None for 1.
+    """
+
+    values: Any
+    magnitude: bool = False
+    mask: Any = None
+    pruned: bool = False
+    factor: Any = None
+
+    @property
+    def candidates(self) -> Any:
+        """Which entries are candidates: a bool array, or None for all."""
+        return ~self.mask if self.pruned else self.mask
+
+    @property
+    def scores(self) -> Any:
+        """The scores, candidates or not."""
+        values = self.values if self.factor is None else self.values * self.factor
+        return abs(values) if self.magnitude else values
+
+    def replace(self, **fields: Any) -> "Ranked":
+        """The same with other fields."""
+        return dataclasses.replace(self, **fields)
+
+    def of_arrays(self, function: Callable[[Any], Any]) -> "Ranked":
+        """The same with a function of each array in its place."""
+        return jax.tree.map(function, self)
 
 
 class Signals(NamedTuple):
@@ -31,13 +75,15 @@ class Signals(NamedTuple):
 
     Attributes:
       step: age of the network, an int32 scalar: updates completed when it is seen.
-      dense: the weights that the inner optimizer moves, by path.
-      mask: bool, True = kept, by path; its paths are the prunable leaves.
+      dense: the weights that the inner optimizer moves, by path. To a change of masks without a
+        dense copy those of before the update, beside one those of after it.
+      mask: bool, True = kept, one a unit, by site (a leaf's path, or a group's name).
       grads: gradient of the loss with respect to the network it saw, by path; empty where a method
         stands last in a chain, since what reaches it there are updates.
       learned: what a method learns beside the weights; empty in methods that learn nothing.
       memory: what `Memory` remembered.
       key: raw uint32 key data, folded with the step; the same on all hosts.
+      units: what one decision of a mask is about (`jaxprune.units`); None means entries.
     """
 
     step: jax.Array
@@ -47,6 +93,12 @@ class Signals(NamedTuple):
     learned: Any = {}
     memory: Any = {}
     key: Any = None
+    units: Any = None
+
+    @property
+    def support(self) -> Leaves:
+        """What the masks keep of each prunable leaf: bool by path, broadcastable to the leaf."""
+        return self.mask if self.units is None else self.units.support(self.mask, self.dense)
 
 
 class Candidates(enum.Enum):
@@ -59,27 +111,48 @@ class Candidates(enum.Enum):
     """Only entries that are pruned now: the change can only grow, up to the count."""
 
 
+ALL, KEPT, PRUNED = Candidates
+
+
+class Chosen(NamedTuple):
+    """What a change of masks has chosen: the masks by site, and whether a score it read is NaN."""
+
+    masks: Leaves
+    nan: jax.Array
+
+
+class Keep(Protocol):
+    """Which units stay: `largest`, `n_of_m`, `above`, `everything`, or any like them."""
+
+    def __call__(self, scores: Mapping[str, Ranked], s: Signals, kept: Leaves) -> Chosen:
+        """The masks after a change.
+
+        Args:
+          scores: by site, with the candidates that may be chosen.
+          s: the masks before, and all else that a part may look at.
+          kept: masks of what stays whatever its score; empty where all may go.
+        """
+        ...
+
+
 class MaskUpdate(NamedTuple):
     """One change of masks. A method has a tuple of them; those due at a step happen together.
 
+    Where a view keeps no copy, the masks of update n rank weights and gradients of before it: the
+    weights of after it are never in memory as such, which is how the speed is had. With a copy they
+    rank the weights of after it.
+
     Attributes:
       when: step -> bool, is it due.
-      score: Signals -> {path: array}; higher is kept, signed, NaN last.
-      count: Signals -> how many entries are kept afterwards.
-      select: (scores, counts) -> {path: mask}; keeps that many of the highest. Entries that are no
-        candidates come as NaN, except to `masks.largest`, which ranks in place.
-      candidates: which entries it chooses from.
-      warm_start: whether the search for the k-th largest begins where the last one ended, for a
-        change due in nearly every update: the same masks, sooner. `select` must be `masks.largest`;
-        counts a slice gain nothing.
+      score: Signals -> {path or site: array or `Ranked`}; higher is kept, signed, NaN last.
+      keep: which of the candidates stay.
+      candidates: which units it chooses from.
     """
 
     when: Callable[[jax.Array], jax.Array]
     score: Callable[[Signals], Leaves]
-    count: Callable[[Signals], Counts]  # pyright: ignore[reportIncompatibleMethodOverride]
-    select: Callable[[Leaves, Counts], Leaves]
+    keep: Keep
     candidates: Candidates = Candidates.ALL
-    warm_start: bool = False
 
 
 class View(NamedTuple):
@@ -90,8 +163,8 @@ class View(NamedTuple):
       update_scale: Signals -> {path: factor} on the inner optimizer's update, weight decay
         included; bool or number. Where it is 0, gradient and update are selected away and the
         weight does not move a bit. None means one everywhere.
-      copy: whether the state keeps a dense copy of the leaves that `apply` changes. False where
-        the dense weights are the parameters themselves (hard masks).
+      copy: whether the state keeps a dense copy of the leaves that `apply` changes. False for
+        `views.hard` alone, whose dense weights are the parameters themselves.
       inverse: Signals (with `dense` holding seen values) -> {path: dense}, such that `apply` gives
         the seen values back on kept entries; None where seen and dense weights are equal there.
       settle: (Signals after a change, entries just grown) -> {path: dense}: what dense weights
@@ -103,7 +176,7 @@ class View(NamedTuple):
 
     apply: Callable[[Signals], Leaves]
     update_scale: Callable[[Signals], Leaves] | None = None
-    copy: bool = False
+    copy: bool = True
     inverse: Callable[[Signals], Leaves] | None = None
     settle: Callable[[Signals, Leaves], Leaves] | None = None
     decay_on: Callable[[Signals], Leaves] | None = None
@@ -113,14 +186,14 @@ class Memory(NamedTuple):
     """What a method remembers.
 
     Attributes:
-      init: {path: mask} -> memory, from shapes alone: weights may be loaded after `init`.
+      init: Signals -> memory; its `dense` are shapes: weights may be loaded after `init`.
       update: Signals -> memory.
       at: when it is renewed. "refresh": inside each refresh after the masks changed, and once on
         the first update. "step": at the beginning of every update, when weights and gradient are of
         one age and the gradient is that of the network seen, pruned entries included.
     """
 
-    init: Callable[[Leaves], Any]
+    init: Callable[[Signals], Any]
     update: Callable[[Signals], Any]
     at: Literal["refresh", "step"] = "refresh"
 
@@ -132,8 +205,7 @@ class Learner(NamedTuple):
     optimizer, projected, is taken in every update, before masks change. Its view keeps a copy.
 
     Attributes:
-      init: {path: mask} -> what is learned, a tree of floating arrays, from shapes alone: weights
-        may be loaded after `init`.
+      init: Signals -> what is learned, a tree of floating arrays; its `dense` are shapes.
       optimizer: what moves it.
       penalty: Signals -> a scalar that is added to the loss, as a function of `learned`; None adds
         nothing.
@@ -142,7 +214,7 @@ class Learner(NamedTuple):
         move is held whole, the state of its optimizer included. None moves both in every update.
     """
 
-    init: Callable[[Leaves], Any]
+    init: Callable[[Signals], Any]
     optimizer: optax.GradientTransformation
     penalty: Callable[[Signals], jax.Array] | None = None
     project: Callable[[Any], Any] | None = None
@@ -179,9 +251,8 @@ class Phase(_PhaseNumbers):
         return self.names[int(self.index)]
 
     def named(self, name: str) -> Any:
-        """Whether the phase has this name: a bool scalar, under jit too."""
-        one_of("name", name, self.names)
-        return self.index == self.names.index(name)
+        """Whether the phase has this name, a bool scalar under jit too; False if none has it."""
+        return self.index == (self.names.index(name) if name in self.names else -1)
 
 
 jax.tree_util.register_pytree_node(
@@ -189,6 +260,23 @@ jax.tree_util.register_pytree_node(
     lambda phase: (tuple(phase), phase.names),
     lambda names, xs: Phase(*xs, names=names),
 )
+
+
+class _Frozen(dict):
+    """A mapping that counts as its items in order, and has a hash."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(tuple(self.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and tuple(self.items()) == tuple(other.items())
+
+
+def hashable(value: Any) -> Any:
+    """A value with lists as tuples and mappings in a form that can be hashed, for static nodes."""
+    if isinstance(value, Mapping):
+        return _Frozen((key, hashable(item)) for key, item in value.items())
+    return tuple(map(hashable, value)) if isinstance(value, list) else value
 
 
 def is_optimizer(value: object) -> bool:

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jaxprune.distributions import Stacked, stack_axes
-from jaxprune.selection import cut
-from jaxprune.trees import OutputAxis, output_axes
+from jaxprune.fences import cut
 from jaxprune.types import Leaves, Memory, Signals, View
+from jaxprune.units import units_of
 
 
 @jax.custom_jvp
@@ -58,9 +57,6 @@ def masked(weights: Leaves, mask: Leaves) -> dict[str, jax.Array]:
       >>> w, m = jnp.array([1.0, jnp.nan]), jnp.array([True, False])
       >>> print(views.masked({"w": w}, {"w": m})["w"])
       [1. 0.]
-
-    References:
-      original.
     """
     return {
         path: through(cut(weights[path], m), jnp.where(m, weights[path], 0))
@@ -69,79 +65,30 @@ def masked(weights: Leaves, mask: Leaves) -> dict[str, jax.Array]:
 
 
 def _hard(signals: Signals) -> Leaves:
-    return masked(signals.dense, signals.mask)
+    return masked(signals.dense, signals.support)
 
 
-hard = View(apply=_hard)
+hard = View(apply=_hard, copy=False)
 """``e = m * w``. The parameters are the weights: nothing is stored beside the mask."""
 
 
-def living_units(
-    mask: Leaves, output_axis: OutputAxis = None, stacked: Stacked = None
-) -> dict[str, jax.Array]:
-    """Which output units (filters, neurons) of each leaf have a weight left.
-
-    Args:
-      mask: ``{path: bool array}``, True = kept.
-      output_axis: the axis that counts the outputs, where the default rule is wrong. Where the rule
-        says the stack's own axis, it means its neighbour: the first or the last of a slice.
-      stacked: ``{pattern: axis}`` of scanned layers: each slice has units of its own.
-
-    Returns:
-      ``{path: bool array}`` of length 1 along every axis but the outputs' and the stack's.
-
-    Raises:
-      ValueError: if an axis is out of range, or a pattern matches no path.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from jaxprune import views
-      >>> print(views.living_units({"kernel": jnp.array([[True, False], [True, False]])})["kernel"])
-      [[ True False]]
-
-    References:
-      original.
-    """
-    units, stacks = output_axes(mask, output_axis), stack_axes(mask, stacked)
-    for path, stack in stacks.items():
-        if units[path] == stack:
-            units[path] = abs(stack - 1) if mask[path].ndim > 1 else stack
-    return {
-        path: jnp.any(m, axis=_others(m, units[path], stacks.get(path)), keepdims=True)
-        for path, m in mask.items()
-    }
-
-
-def _others(array: jax.Array, *axes: int | None) -> list[int]:
-    return [axis for axis in range(array.ndim) if axis not in axes]
-
-
-def guard(output_axis: OutputAxis = None, stacked: Stacked = None) -> Memory:
+def guarded() -> Memory:
     """Remembers under ``"alive"`` which output units have a weight left: a guard against collapse.
 
-    Under batch norm a filter without a kept weight outputs 0, its variance is 0, and the backward
-    pass is multiplied by ``1 / sqrt(eps)``; were its masked weights to learn from that gradient,
-    they would rise into the ranking and other filters would die in their place.
-
-    Args:
-      output_axis: the axis that counts the outputs, where the default rule is wrong.
-      stacked: ``{pattern: axis}`` of scanned layers: each slice has units of its own.
-
     Returns:
-      The memory ``{"alive": living units}``, renewed at each refresh.
+      The memory ``{"alive": {path: bool array}}`` of the leaves whose outputs are known, renewed at
+      each refresh (`units.Entries.living` says what for).
 
     Examples:
       >>> import jax.numpy as jnp
       >>> from jaxprune import views
-      >>> memory = views.guard().init({"kernel": jnp.eye(2, dtype=bool)})
-      >>> print(memory["alive"]["kernel"])
-      [[ True  True]]
-
-    References:
-      original.
+      >>> from jaxprune.types import Signals
+      >>> s = Signals(jnp.int32(0), {}, {"kernel": jnp.array([[True, False], [True, False]])})
+      >>> print(views.guarded().init(s)["alive"]["kernel"])
+      [[ True False]]
     """
 
-    def remember(mask: Leaves) -> Leaves:
-        return {"alive": living_units(mask, output_axis, stacked)}
+    def remember(s: Signals) -> Leaves:
+        return {"alive": units_of(s).living(s.mask)}
 
-    return Memory(init=remember, update=lambda signals: remember(signals.mask))
+    return Memory(init=remember, update=remember)

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.distributions.densities import checked_overrides, erk, uniform
-from jaxprune.distributions.filling import Filling, Kind, Shapes, number, rounded
-from jaxprune.distributions.stacking import Layers, stack_axes
-from jaxprune.numbers import checked_share, decimal
+from jaxprune.distributions.filling import Filling, Kind
+from jaxprune.numbers import checked_share, decimal, is_traced
 from jaxprune.schedules.ramps import Ramp
 from jaxprune.trees import Tree, by_path, by_pattern
 from jaxprune.types import Count, Signals, wrong
+from jaxprune.units import Layers, units_of
 
 Distribution = Kind | Callable[[Any, Any], Tree] | Tree
 
@@ -27,14 +27,14 @@ class Budget:
 
     A ramp has counts at its two ends, integers taken on the host, and goes between them:
     N_0 - round((N_0 - K) progress). So its end is exact at any size. Any other schedule, and a
-    traced sparsity, gives counts in float32.
+    traced sparsity, gives counts in float32, and is for "global" and "uniform" alone.
 
     The denominator is all prunable entries, those of leaves with an override included. Global and
     ERK counts add up to round(N (1 - s)), ERK by largest remainder; uniform rounds each leaf.
 
-    Each slice of a leaf that is declared ``stacked`` is a layer of its own, of the slice's shape,
-    named ``path[i]``; its count is one of an array of counts. Under a global ranking, where layers
-    have no counts of their own, a stacked leaf is ranked, and floored, as a whole.
+    Each slice of a stacked leaf is a layer of its own, of the slice's shape, named ``path[i]``; its
+    count is one of an array of counts. Under a global ranking, where layers have no counts of their
+    own, a stacked leaf is ranked, and floored, as a whole.
 
     At the ramp's initial sparsity s_0 an override o is scaled down to o s_0 / s: it comes as the
     whole tree does. Under any other schedule it holds from the first step.
@@ -48,31 +48,30 @@ class Budget:
         replaces that of its leaf, and nothing is spread again.
       min_density: what every leaf without an override keeps at least. The others keep less for it,
         so that the total stands; but not beside densities given by hand, nor where it is traced.
-      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own. A
-        function of shapes sees them as ``path[i]``; densities may be given for those, or for the
-        path and so for all its slices. Overrides match paths and hold for all slices.
+        A function of shapes sees slices of stacks as ``path[i]``; densities may be given for those,
+        or for the path and so for all its slices. Overrides match paths and hold for all slices.
+      share: step -> a share of the counts that they fall short of, ``k - floor(share k)``.
+      joint: whether all leaves without an override are ranked together, whatever their counts.
 
     Raises:
       ValueError: if a sparsity or density is out of range, the distribution is not known, a tree
         of densities has no ramp; or, at a call, a pattern matches no path or an axis is none.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> from jaxprune.distributions import Budget
       >>> from jaxprune.schedules import cubic
+      >>> from jaxprune.units import Layers
       >>> budget = Budget(cubic(0, 100, 0.9), "erk")
-      >>> budget.at_end({"a": jnp.ones((2, 3)), "b": jnp.ones((20, 30))})
-      {'a': 6, 'b': 55}
-
-    References:
-      Original.
+      >>> budget.at_end(Layers({"a": (2, 3), "b": (20, 30)}, {}))
+      {('a',): 6, ('b',): 55}
     """
 
     schedule: Callable[[Any], Any]
     distribution: Distribution = dataclasses.field(default="global", hash=False)
     overrides: Any = None
     min_density: float = 0.0
-    stacked: Any = None
+    share: Callable[[Any], Any] | None = None
+    joint: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values and brings them into a form that can be hashed."""
@@ -80,7 +79,6 @@ class Budget:
         floor = checked_share("min_density", self.min_density, whole=True)
         object.__setattr__(self, "overrides", tuple(overrides.items()))
         object.__setattr__(self, "min_density", floor)
-        object.__setattr__(self, "stacked", tuple(dict(self.stacked or {}).items()))
         object.__setattr__(self, "distribution", self._checked_distribution())
 
     def _checked_distribution(self) -> Distribution:
@@ -98,104 +96,161 @@ class Budget:
             raise ValueError(wrong("schedule", expected, self.schedule))
         return _checked_densities(by_path(given))
 
-    def __call__(self, signals: Signals) -> dict[str, jax.Array]:
+    def less(self, share: Callable[[Any], Any]) -> "Budget":
+        """This budget less a share of it that depends on the step."""
+        return dataclasses.replace(self, share=share)
+
+    def together(self) -> "Budget":
+        """The same number for all leaves ranked together; those with an override stay apart."""
+        return dataclasses.replace(self, joint=True)
+
+    def __call__(self, signals: Signals) -> dict[tuple[str, ...], jax.Array]:
         """The counts at a step.
 
         Args:
           signals: of which the masks' shapes and the step are read.
 
         Returns:
-          ``{path: int32}``; if the distribution is global the leaves without an override share the
-          path "*". The counts of a stacked leaf have its rank: L along the stack, 1 elsewhere.
+          ``{(site, ...): int32}``, the sites that are ranked together and their number. Those of a
+          stacked site have its rank: L along the stack, 1 elsewhere.
         """
-        layers, ramp = self._layers(_shapes(signals.mask)), self.schedule
+        layers = units_of(signals).layers(signals.mask)
+        counts = self._at(self._split(layers), signals.step)
+        if self.joint:
+            counts = self._joined(layers, counts)
+        if self.share is None:
+            return counts
+        share = jnp.asarray(self.share(signals.step), jnp.float32)
+
+        def less(count: jax.Array) -> jax.Array:
+            return count - jnp.floor(share * count.astype(jnp.float32)).astype(jnp.int32)
+
+        return {sites: less(count) for sites, count in counts.items()}
+
+    def least(self, signals: Signals) -> dict[str, Any]:
+        """What each site keeps of its own highest first, where sites are ranked together."""
+        if not self.joint and self.distribution != "global":
+            return {}
+        return self.floors(units_of(signals).layers(signals.mask))
+
+    def at_end(self, layers: Layers) -> dict[tuple[str, ...], int] | None:
+        """The counts at the ramp's end, on the host, as a call groups them; None if unknown."""
+        ramp = self.schedule
+        if self.share is not None or not isinstance(ramp, Ramp) or is_traced(ramp.sparsity):
+            return None
+        split = self._split(layers)
+        found = _by_sites(split, self._counts(split, ramp.sparsity))
+        counts = {sites: sum(each) for sites, each in found.items()}
+        return self._joined(layers, counts) if self.joint else counts
+
+    def floors(self, layers: Layers) -> dict[str, Any]:
+        """What each site keeps at least: round(n min_density), and 0 of those with an override."""
+        split = self._split(layers)
+        return {path: sum(each) for path, each in split.gathered(self._floors(split)).items()}
+
+    def _at(self, layers: Layers, step: Any) -> dict[tuple[str, ...], jax.Array]:
+        ramp = self.schedule
         if not isinstance(ramp, Ramp):
-            now = jnp.asarray(ramp(signals.step), jnp.float32)
-            return _gathered(layers, self._counts(layers, now))
-        start = _gathered(layers, self._counts(layers, ramp.initial, _way_at_start(ramp)))
-        end = _gathered(layers, self._counts(layers, ramp.sparsity))
-        progress = ramp.progress(signals.step)
-        return {path: _between(start[path], end[path], progress) for path in end}
+            return _arrays(layers, self._traced(layers, ramp(step), 1.0))
+        if is_traced(ramp.sparsity):
+            end, now = jnp.asarray(ramp.sparsity, jnp.float32), ramp(step)
+            way = jnp.where(end > 0, now / jnp.where(end > 0, end, 1.0), 1.0)
+            return _arrays(layers, self._traced(layers, now, way))
+        end = self._counts(layers, ramp.sparsity)
+        last = _arrays(layers, end)
+        if is_traced(ramp.initial):  # every site is as far on its way as the whole tree
+            way = ramp(step) / max(ramp.sparsity, 1e-9)
+            whole = _arrays(layers, {names: _sizes(layers, names) for names in end})
+            return {sites: _between(whole[sites], n, way) for sites, n in last.items()}
+        way = _way(ramp.initial, ramp.sparsity)
+        first = _arrays(layers, self._counts(layers, ramp.initial, way))
+        progress = ramp.progress(step)
+        return {sites: _between(first[sites], n, progress) for sites, n in last.items()}
 
-    def at_end(self, leaves: Mapping[str, Any]) -> dict[str, int]:
-        """The counts at the ramp's end, on the host.
+    def _joined(self, layers: Layers, counts: Mapping[Any, Any]) -> dict[Any, Any]:
+        own = by_pattern(dict(self.overrides), layers.whole, "overrides")
+        apart = {sites: n for sites, n in counts.items() if len(sites) == 1 and sites[0] in own}
+        others = [sites for sites in counts if sites not in apart]
+        if not others:
+            return apart
+        numbers = [counts[sites] for sites in others]
+        known = all(isinstance(n, int) for n in numbers)
+        total = sum(numbers) if known else sum(map(jnp.sum, numbers), jnp.zeros((), jnp.int32))
+        return apart | {tuple(site for sites in others for site in sites): total}
 
-        Args:
-          leaves: the prunable ones, ``{path: array}``, or their shapes; sizes will do where the
-            distribution does not look at shapes.
+    def _split(self, layers: Layers) -> Layers:
+        """The layers with a count of their own, and the sites that share one."""
+        if self.distribution != "global" or not layers.axes:
+            return layers
+        return layers.only(by_pattern(dict(self.overrides), layers.whole, "overrides"))
 
-        Returns:
-          ``{path: int}``, with the paths that a call gives; of a stacked leaf the sum.
-
-        Raises:
-          ValueError: if the schedule is no ramp, or its sparsity is traced.
-        """
-        if not isinstance(self.schedule, Ramp) or isinstance(self.schedule.sparsity, jax.Array):
-            raise ValueError(wrong("schedule", "be a ramp to a known sparsity", self.schedule))
-        layers = self._layers(_shapes(leaves))
-        counts = layers.gathered(self._counts(layers, self.schedule.sparsity))
-        return {path: sum(each) for path, each in counts.items()}
-
-    def floors(self, leaves: Mapping[str, Any]) -> dict[str, int]:
-        """What each leaf keeps at least.
-
-        Args:
-          leaves: the prunable ones, ``{path: array}``, or their shapes; sizes will do where the
-            distribution does not look at shapes.
-
-        Returns:
-          ``{path: int}``, round(n min_density), and 0 for leaves with an override; of a stacked
-          leaf the sum over its slices.
-        """
-        layers = self._layers(_shapes(leaves))
-        return {path: sum(each) for path, each in layers.gathered(self._floors(layers)).items()}
-
-    def _layers(self, shapes: Shapes) -> Layers:
-        """The layers with a count of their own, and the leaves that share one."""
-        arrays = {path: jax.ShapeDtypeStruct(shape, bool) for path, shape in shapes.items()}
-        axes = stack_axes(arrays, dict(self.stacked)) if shapes else {}
-        if self.distribution == "global":
-            overridden = by_pattern(dict(self.overrides), shapes, "overrides") if shapes else {}
-            axes = {path: axis for path, axis in axes.items() if path in overridden}
-        return Layers(shapes, axes)
+    def _overridden(self, layers: Layers) -> dict[str, float]:
+        """The sparsity of each layer that has one of its own."""
+        return layers.split(by_pattern(dict(self.overrides), layers.whole, "overrides"))
 
     def _floors(self, layers: Layers) -> dict[str, Any]:
-        overridden = by_pattern(dict(self.overrides), layers.whole, "overrides")
-        share = number(self.min_density)
+        overridden = self._overridden(layers)
         return {
-            name: 0 if layers.paths[name] in overridden else rounded(share * math.prod(shape))
+            name: 0 if name in overridden else _share_of(self.min_density, math.prod(shape))
             for name, shape in layers.shapes.items()
         }
 
-    def _counts(self, layers: Layers, sparsity: Any, way: Any = Fraction(1)) -> dict[str, Any]:
-        """Counts of layers at a sparsity that lies some way from all kept to the target.
-
-        Python integers where nothing is traced.
-        """
+    def _counts(
+        self, layers: Layers, sparsity: float, way: Fraction = Fraction(1)
+    ) -> dict[tuple[str, ...], Any]:
+        """Counts of layers at a sparsity that lies some way from all kept to the target."""
         shapes = layers.shapes
         if not shapes:
             return {}
-        floors = self._floors(layers)
-        overrides = layers.split(by_pattern(dict(self.overrides), layers.whole, "overrides"))
+        floors, overrides = self._floors(layers), self._overridden(layers)
         fixed = {name: _on_the_way(1 - decimal(o), way) for name, o in overrides.items()}
         if isinstance(self.distribution, str):
-            traced = isinstance(self.min_density, jax.Array)
-            known = dict.fromkeys(shapes, 0) if traced else floors
+            known = dict.fromkeys(shapes, 0) if is_traced(self.min_density) else floors
             kind: Any = self.distribution
             counts = Filling(shapes, kind, known, fixed).counts(sparsity)
         else:
             given = {**self._by_hand(layers, sparsity, way, overrides), **fixed}
-            counts = {name: rounded(given[name] * math.prod(shapes[name])) for name in shapes}
-        return {name: _at_least(count, floors.get(name, 0)) for name, count in counts.items()}
+            counts = {(name,): round(given[name] * math.prod(shapes[name])) for name in shapes}
+        least: dict[tuple[str, ...], Any] = {(name,): floor for name, floor in floors.items()}
+        return {names: _at_least(count, least.get(names, 0)) for names, count in counts.items()}
+
+    def _traced(self, layers: Layers, sparsity: Any, way: Any) -> dict[tuple[str, ...], Any]:
+        """Counts in float32, where the sparsity is known only when the program runs."""
+        if self.distribution not in ("global", "uniform"):
+            expected = "be global or uniform where the sparsity is traced, or no ramp"
+            raise ValueError(wrong("distribution", expected, self.distribution))
+        sizes = {name: math.prod(shape) for name, shape in layers.shapes.items()}
+        if not sizes:
+            return {}
+        floors, overrides = self._floors(layers), self._overridden(layers)
+        fixed = {
+            name: jnp.round((1 - jnp.float32(o) * way) * sizes[name]).astype(jnp.int32)
+            for name, o in overrides.items()
+        }
+        filled = {name: n for name, n in sizes.items() if name not in fixed}
+        rest = sum(sizes.values()) * (1 - jnp.asarray(sparsity, jnp.float32))
+        rest -= sum(fixed.values(), jnp.int32(0)).astype(jnp.float32)
+        total = sum(filled.values())
+        if self.distribution == "global":
+            kept = jnp.round(jnp.clip(rest, 0, total)).astype(jnp.int32)
+            least = sum((floors[name] for name in filled), 0)
+            shared = {tuple(filled): jnp.maximum(kept, least)} if filled else {}
+        else:
+            level = jnp.clip(rest / max(total, 1), 0, 1)
+            shared = {
+                (name,): jnp.maximum(jnp.round(level * n).astype(jnp.int32), floors[name])
+                for name, n in filled.items()
+            }
+        return {(name,): count for name, count in fixed.items()} | shared
 
     def _by_hand(
-        self, layers: Layers, sparsity: Any, way: Any, overrides: Mapping[str, float]
-    ) -> dict[str, Any]:
+        self, layers: Layers, sparsity: float, way: Fraction, overrides: Mapping[str, float]
+    ) -> dict[str, Fraction]:
         """Densities from a function or a tree, matched by the layer's name or its leaf's path."""
         given: Any = self.distribution
         shapes = layers.shapes
         if callable(given):
-            if isinstance(sparsity, float) and sparsity == 0.0:
+            if sparsity == 0:
                 return dict.fromkeys(shapes, Fraction(1))
             leaves = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
             given, way = _checked_densities(by_path(given(leaves, sparsity))), Fraction(1)
@@ -204,7 +259,7 @@ class Budget:
         for name in names:
             if name not in given:
                 raise ValueError(wrong("distribution", f"have a density for '{name}'", list(given)))
-        return {name: _on_the_way(number(given[name]), way) for name in names}
+        return {name: _on_the_way(decimal(given[name]), way) for name in names}
 
 
 def _checked_densities(densities: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,53 +269,63 @@ def _checked_densities(densities: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _way_at_start(ramp: Ramp) -> Any:
+def _way(initial: float, target: float) -> Fraction:
     """The part of the way, from all kept to the target, that a ramp has gone when it begins."""
-    if isinstance(ramp.initial, float) and ramp.initial == 0.0:
+    if not initial:
         return Fraction(0)
-    initial, target = number(ramp.initial, ramp.sparsity), number(ramp.sparsity, ramp.initial)
-    if isinstance(target, jax.Array):
-        return jnp.where(target > 0, initial / jnp.where(target > 0, target, 1.0), 1.0)
-    return initial / target if target else Fraction(1)
+    return decimal(initial) / decimal(target) if target else Fraction(1)
 
 
-def _on_the_way(density: Any, way: Any) -> Any:
+def _on_the_way(density: Fraction, way: Fraction) -> Fraction:
     """The density of a leaf that goes from all kept to its own density; none goes below 0."""
-    kept = 1 - number(way, density) * (1 - number(density, way))
-    return jnp.maximum(kept, 0.0) if isinstance(kept, jax.Array) else max(kept, Fraction(0))
+    return max(1 - way * (1 - density), Fraction(0))
 
 
-def _shapes(leaves: Mapping[str, Any]) -> Shapes:
-    """Shapes by path, from arrays, shapes or sizes."""
-    return {
-        path: (leaf,) if isinstance(leaf, int) else tuple(getattr(leaf, "shape", leaf))
-        for path, leaf in leaves.items()
-    }
+def _share_of(share: Any, size: int) -> Any:
+    if is_traced(share):
+        return jnp.round(jnp.asarray(share, jnp.float32) * size).astype(jnp.int32)
+    return round(decimal(share) * size)
 
 
 def _at_least(count: Any, least: Any) -> Any:
-    if isinstance(count, jax.Array) or isinstance(least, jax.Array):
-        return jnp.maximum(_int32(count), _int32(least))
-    return max(count, least)
+    return jnp.maximum(_int32(count), least) if is_traced(least) else max(count, least)
+
+
+def _sizes(layers: Layers, names: tuple[str, ...]) -> int:
+    return sum(math.prod(layers.shapes[name]) for name in names)
 
 
 def _int32(count: Count) -> jax.Array:
+    return jnp.asarray(_checked_count(count), jnp.int32)
+
+
+def _checked_count(count: Any) -> Any:
     if isinstance(count, int) and count >= 2**31:
         raise ValueError(wrong("params", "keep fewer than 2^31 entries in a group", count))
-    return jnp.asarray(count, jnp.int32)
+    return count
 
 
-def _gathered(layers: Layers, counts: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Counts by path, those of a stack in one array."""
+def _by_sites(layers: Layers, counts: Mapping[tuple[str, ...], Any]) -> dict[Any, list[Any]]:
+    """Counts by the sites that share one, those of the slices of a stack in one list."""
+    paths, found = layers.paths, {}
+    for names, count in counts.items():
+        sites = tuple(dict.fromkeys(paths[name] for name in names))
+        found.setdefault(sites, []).append(count)
+    return found
+
+
+def _arrays(layers: Layers, counts: Mapping[tuple[str, ...], Any]) -> dict[Any, jax.Array]:
+    """The same as int32 arrays: scalars, or for a stack one of its rank."""
     found = {}
-    for path, each in layers.gathered(counts).items():
-        if path not in layers.axes:
-            found[path] = _int32(each[0])
-        elif all(isinstance(count, int) for count in each):
-            _int32(max(each))
-            found[path] = jnp.asarray(np.reshape(each, layers.count_shape(path)), jnp.int32)
+    for sites, each in _by_sites(layers, counts).items():
+        if sites[0] not in layers.axes or len(sites) > 1:
+            found[sites] = _int32(each[0])
+            continue
+        shape = layers.count_shape(sites[0])
+        if any(map(is_traced, each)):
+            found[sites] = jnp.stack(each).reshape(shape)
         else:
-            found[path] = jnp.stack([*map(_int32, each)]).reshape(layers.count_shape(path))
+            found[sites] = jnp.asarray(np.reshape([*map(_checked_count, each)], shape), jnp.int32)
     return found
 
 

@@ -1,6 +1,7 @@
 """Masks with a pattern: n of every m neighbours, and whole blocks."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -8,19 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks.counting import Density, arrays, counts_of, sizes_of
+from jaxprune.masks.counting import (
+    Density,
+    arrays,
+    counts_of,
+    gathered,
+    placed_like,
+    sizes_of,
+)
 from jaxprune.masks.ranking import largest
 from jaxprune.numbers import is_traced
-from jaxprune.selection import Ranked
 from jaxprune.selection.keys import codes_of, order_of
 from jaxprune.trees import Tree, from_paths
-from jaxprune.types import Count, wrong
+from jaxprune.types import Count, Ranked, wrong
 
 _UNROLLED = 32
 """Up to this m a group is compared in one fused pass; above it, one pass an entry."""
 
 
-def n_of_m(scores: Tree, n: Count, m: int, axis: int | Mapping[str, int] = -1) -> Tree:
+Axis = int | tuple[int, ...]
+"""One axis, or several that count as one, the fastest last."""
+
+
+def n_of_m(scores: Tree, n: Count, m: int, axis: Axis | Mapping[str, Axis] = -1) -> Tree:
     """Keeps the n highest scores of every m neighbours along an axis.
 
     An entry is kept if fewer than n of its group rank above it.
@@ -29,7 +40,8 @@ def n_of_m(scores: Tree, n: Count, m: int, axis: int | Mapping[str, int] = -1) -
       scores: tree of arrays.
       n: how many are kept, in [0, m]; may be traced.
       m: how many stand in a group, at least 1.
-      axis: the axis along which groups lie, or ``{path: axis}``.
+      axis: the axis along which groups lie; several count as one, the fastest last; or either
+        by path.
 
     Returns:
       A tree of masks like ``scores``.
@@ -99,25 +111,32 @@ def block(scores: Tree, density: Density, shape: Sequence[int]) -> Tree:
       https://arxiv.org/abs/1711.02782 (there a block is ranked by its maximum).
     """
     leaves = arrays(scores)
-    shapes = {path: _block_shape(path, leaf.shape, shape) for path, leaf in leaves.items()}
-    means = {path: _block_means(_gathered(leaf), shapes[path]) for path, leaf in leaves.items()}
-    kept = largest(means, counts_of(sizes_of(means), density))
-    masks = {p: _spread_blocks(kept[p], shapes[p], leaf.shape) for p, leaf in leaves.items()}
-    masks = {path: _placed_like(leaves[path], mask) for path, mask in masks.items()}
+    shapes = {path: block_shape(path, leaf.shape, shape) for path, leaf in leaves.items()}
+    means = {path: block_means(leaf, shapes[path]) for path, leaf in leaves.items()}
+    counts = counts_of(sizes_of(means), density)
+    kept = largest(means, {(path,): n for path, n in counts.items()}).masks
+    masks = {path: spread_blocks(kept[path], shapes[path], x) for path, x in leaves.items()}
     return from_paths(scores, masks)
 
 
-def _first_of_groups(path: str, leaf: jax.Array, n: Count, m: int, axis: int) -> jax.Array:
+def _first_of_groups(path: str, leaf: jax.Array, n: Count, m: int, axis: Axis) -> jax.Array:
     """The entries of which fewer than n of their group come before them in the order."""
-    shape = leaf.shape
-    if not -len(shape) <= axis < len(shape):
+    shape, axes = leaf.shape, (axis,) if isinstance(axis, int) else tuple(axis)
+    if not all(-len(shape) <= a < len(shape) for a in axes):
         raise ValueError(wrong("axis", f"be an axis of '{path}', which has shape {shape}", axis))
-    axis %= len(shape)
-    if shape[axis] % m:
+    axes = tuple(a % len(shape) for a in axes)
+    size = math.prod(shape[a] for a in axes)
+    if size % m:
         expected = f"have a multiple of m = {m} entries along axis {axis} of '{path}'"
-        hint = "leave this leaf out by `where`"
-        raise ValueError(wrong("scores", expected, shape[axis], hint))
-    return _placed_like(leaf, _first_by_code(_gathered(leaf, axis), n, m, axis))
+        raise ValueError(wrong("scores", expected, size, "leave this leaf out by `exclude`"))
+    whole = gathered(leaf, axes)
+    if len(axes) == 1:
+        return placed_like(leaf, _first_by_code(whole, n, m, axes[0]))
+    others = [a for a in range(len(shape)) if a not in axes]
+    moved = jnp.transpose(whole, [*others, *axes])
+    rows = moved.reshape(*(shape[a] for a in others), size)
+    mask = _first_by_code(rows, n, m, len(others)).reshape(moved.shape)
+    return placed_like(leaf, jnp.transpose(mask, np.argsort([*others, *axes]).tolist()))
 
 
 @functools.partial(jax.jit, static_argnames=("m", "axis"), inline=True)
@@ -138,8 +157,8 @@ def _first_by_code(leaf: jax.Array, n: Count, m: int, axis: int) -> jax.Array:
     return (before < jnp.asarray(n, before.dtype)).reshape(shape)
 
 
-def _block_shape(path: str, shape: tuple[int, ...], given: Sequence[int]) -> tuple[int, ...]:
-    """The block's extent along every axis of the leaf."""
+def block_shape(path: str, shape: tuple[int, ...], given: Sequence[int]) -> tuple[int, ...]:
+    """A block's extent along every axis of a leaf."""
     if not all(isinstance(extent, int | np.integer) for extent in given):
         raise TypeError(wrong("shape", "be made of integers", given))
     if any(extent < 1 for extent in given):
@@ -150,37 +169,23 @@ def _block_shape(path: str, shape: tuple[int, ...], given: Sequence[int]) -> tup
     return (1,) * (len(shape) - len(given)) + tuple(int(extent) for extent in given)
 
 
-def _block_means(scores: jax.Array, block_shape: tuple[int, ...]) -> jax.Array:
+def block_means(scores: jax.Array, extents: tuple[int, ...]) -> jax.Array:
     """The mean score of each block over the entries it has, one entry a block."""
+    scores = gathered(scores)
     scores = scores if scores.dtype.itemsize == 8 else scores.astype(jnp.float32)
     split, number = [], np.ones((), scores.dtype)
-    for size, extent in zip(scores.shape, block_shape, strict=True):
+    for size, extent in zip(scores.shape, extents, strict=True):
         blocks = -(-size // extent)
         split += [blocks, extent]
         inside = np.minimum(extent, size - extent * np.arange(blocks)).astype(scores.dtype)
         number = np.multiply.outer(number, inside)
-    spare = [(0, -size % extent) for size, extent in zip(scores.shape, block_shape, strict=True)]
+    spare = [(0, -size % extent) for size, extent in zip(scores.shape, extents, strict=True)]
     summed = jnp.pad(scores, spare).reshape(split).sum(tuple(range(1, len(split), 2)))
     return summed / jnp.asarray(number)
 
 
-def _spread_blocks(
-    kept: jax.Array, block_shape: tuple[int, ...], shape: tuple[int, ...]
-) -> jax.Array:
-    """A decision for each block as a mask of the leaf."""
-    for axis, extent in enumerate(block_shape):
+def spread_blocks(kept: jax.Array, extents: tuple[int, ...], leaf: jax.Array) -> jax.Array:
+    """A decision for each block as a mask of the leaf, where that lies."""
+    for axis, extent in enumerate(extents):
         kept = jnp.repeat(kept, extent, axis, total_repeat_length=kept.shape[axis] * extent)
-    return kept[tuple(slice(size) for size in shape)]
-
-
-def _gathered(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """Whole on each device where an axis that is to be split, or any, is sharded by its type."""
-    spec = [*jax.typeof(x).sharding.spec]
-    sharded = any(spec) if axis is None else bool(spec[axis])
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if sharded else x
-
-
-def _placed_like(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mask where its leaf lies."""
-    spec = jax.typeof(x).sharding.spec
-    return jax.sharding.reshard(mask, spec) if any(spec) else mask
+    return placed_like(leaf, kept[tuple(slice(size) for size in leaf.shape)])

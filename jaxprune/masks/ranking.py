@@ -1,29 +1,41 @@
 """Masks by rank: single entries, the highest of each leaf or of the tree, or by chance."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.masks.counting import Density, arrays, count_of, counts_of, sizes_of
+from jaxprune.masks.counting import (
+    Density,
+    arrays,
+    count_of,
+    counts_of,
+    gathered,
+    placed_like,
+    sizes_of,
+)
 from jaxprune.masks.slices import largest_of_slices
-from jaxprune.selection import Found, Points, Ranked, any_nan, search
+from jaxprune.selection import any_nan, count_true, keep_largest
+from jaxprune.selection.keys import codes_of, order_of
 from jaxprune.trees import Tree, by_path, from_paths, uniform_like
-from jaxprune.types import REST, Count, Counts, wrong
+from jaxprune.types import Chosen, Count, Counts, Leaves, Ranked, wrong
 
 
-def topk(scores: Tree, density: Density) -> Tree:
-    """Keeps the highest scores of each leaf.
+def topk(scores: Tree, density: Density, axis: int | tuple[int, ...] | None = None) -> Tree:
+    """Keeps the highest scores of each leaf, or along some axes of it.
 
-    round(density n) entries of a leaf of n.
+    round(density n) entries of a leaf of n, or of the n along the axes at each place of the others.
 
     Args:
       scores: tree of arrays.
       density: share kept, in [0, 1]; a number, or a tree of numbers with the scores' paths.
+      axis: the axes along which entries are ranked; None ranks all of a leaf. Along axes scores are
+        sorted, which is for pruning once, not for every step.
 
     Returns:
       A tree of masks like ``scores``.
@@ -36,12 +48,14 @@ def topk(scores: Tree, density: Density) -> Tree:
       >>> from jaxprune.masks import topk
       >>> topk({"kernel": jnp.array([[3.0, -5.0], [1.0, 2.0]])}, 0.5)["kernel"].tolist()
       [[True, False], [False, True]]
-
-    References:
-      Original.
+      >>> topk(jnp.array([[3.0, -5.0], [1.0, 2.0]]), 0.5, axis=0).tolist()
+      [[True, False], [False, True]]
     """
     leaves = arrays(scores)
-    return from_paths(scores, largest(leaves, counts_of(sizes_of(leaves), density)))
+    if axis is not None:
+        return from_paths(scores, _along(leaves, density, axis))
+    counts = counts_of(sizes_of(leaves), density)
+    return from_paths(scores, largest(leaves, {(path,): n for path, n in counts.items()}).masks)
 
 
 def global_topk(scores: Tree, density: Any, min_density: Any = 0.0) -> Tree:
@@ -71,18 +85,16 @@ def global_topk(scores: Tree, density: Any, min_density: Any = 0.0) -> Tree:
       {'a': [True, True], 'b': [False, False]}
       >>> jax.tree.map(lambda mask: mask.tolist(), global_topk(scores, 0.5, min_density=0.5))
       {'a': [False, True], 'b': [False, True]}
-
-    References:
-      Original.
     """
     leaves = arrays(scores)
     sizes = sizes_of(leaves)
     kept = count_of("density", sum(sizes.values()), density)
-    least = sum(count_of("min_density", size, min_density) for size in sizes.values())
-    if isinstance(least, int) and isinstance(kept, int) and least > kept:
+    least = {path: count_of("min_density", size, min_density) for path, size in sizes.items()}
+    known = all(isinstance(number, int) for number in [kept, *least.values()])
+    if known and sum(least.values()) > kept:
         expected = f"keep no more than the {kept} entries that `density` keeps"
-        raise ValueError(wrong("min_density", expected, least))
-    return from_paths(scores, largest(leaves, kept, min_density))
+        raise ValueError(wrong("min_density", expected, sum(least.values())))
+    return from_paths(scores, largest(leaves, {tuple(leaves): kept}, least).masks)
 
 
 def random(key: jax.Array, tree: Tree, density: Density) -> Tree:
@@ -109,19 +121,19 @@ def random(key: jax.Array, tree: Tree, density: Density) -> Tree:
       >>> mask = random(jax.random.key(0), {"kernel": jnp.ones((10, 10))}, 0.1)
       >>> int(mask["kernel"].sum())
       10
-
-    References:
-      Original.
     """
     leaves = by_path(tree)
     chance = {path: uniform_like(key, path, leaf) for path, leaf in leaves.items()}
-    return from_paths(tree, largest(chance, counts_of(sizes_of(chance), density)))
+    counts = counts_of(sizes_of(chance), density)
+    return from_paths(tree, largest(chance, {(path,): n for path, n in counts.items()}).masks)
 
 
 def nonzero(tree: Tree) -> Tree:
-    """Keeps what is not exactly zero; NaN is kept.
+    """Keeps what is not exactly zero; NaN is kept, and so is a leaf without any other entry.
 
-    Decided by the bits, so that a number too small for the processor's arithmetic is kept, too.
+    Zeros beside others are those of a pruned network; a leaf of zeros alone has not been trained
+    yet (a fresh head, LoRA's second factor) and stays whole. Decided by the bits, so that a number
+    too small for the processor's arithmetic is kept, too.
 
     Args:
       tree: tree of arrays, such as the params of a pruned network.
@@ -134,193 +146,108 @@ def nonzero(tree: Tree) -> Tree:
       >>> from jaxprune.masks import nonzero
       >>> nonzero({"kernel": jnp.array([0.0, -0.0, 1e-3, jnp.nan])})["kernel"].tolist()
       [False, False, True, True]
-
-    References:
-      Original.
+      >>> nonzero(jnp.zeros(2)).tolist()
+      [True, True]
     """
-    return from_paths(tree, {path: _nonzero(jnp.asarray(x)) for path, x in by_path(tree).items()})
+    found = {path: _nonzero(jnp.asarray(x)) for path, x in by_path(tree).items()}
+    return from_paths(tree, {path: m | ~jnp.any(m) for path, m in found.items()})
 
 
 def largest(
-    scores: Mapping[str, jax.Array | Ranked], counts: Counts, min_density: Any = 0.0
-) -> dict[str, jax.Array]:
+    scores: Mapping[str, jax.Array | Ranked],
+    counts: Counts,
+    least: Mapping[str, Any] | None = None,
+) -> Chosen:
     """Keeps given numbers of the highest scores: `topk` and `global_topk` once they have counted.
 
     Args:
-      scores: ``{path: array}``, or `Ranked` leaves.
-      counts: one number for all leaves together; or ``{path: number}``, where the leaves that are
-        not named share the number under the path "*". An array in place of a leaf's number, of its
-        rank and of length 1 along all axes but one, has a number for each slice along that axis.
-      min_density: share of each leaf that shares a number which it keeps of its own highest, even
-        where that is more than the number; what is left of it goes to the highest of all others.
+      scores: ``{site: array}``, or `Ranked`.
+      counts: ``{(site, ...): number}``: of the sites named together so many. The number of one site
+        may be an array of its rank, of length 1 along all axes but one: one for each slice.
+      least: how many of its own highest a site keeps first, where it is ranked with others, even
+        where that is more than the number; what is left of it goes to the highest of all.
 
     Returns:
-      ``{path: mask}``; where there are fewer candidates than the number, all of them are kept.
-
-    Raises:
-      ValueError: if a leaf has no number, a number no leaf, an array of numbers another shape, or
-        ``min_density`` is outside [0, 1].
+      ``{site: mask}``, and whether a score is NaN; where there are fewer candidates than the
+      number, all of them are kept.
 
     Examples:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from jaxprune.masks import largest
+      >>> from jaxprune.masks.ranking import largest
       >>> scores = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0, 2.0])}
-      >>> jax.tree.map(lambda mask: mask.tolist(), largest(scores, {"b": 1, "*": 2}))
+      >>> jax.tree.map(lambda mask: mask.tolist(), largest(scores, {("b",): 1, ("a",): 2}).masks)
       {'a': [True, True], 'b': [False, True]}
-      >>> stack = jnp.array([[3.0, 4.0], [1.0, 2.0]])
-      >>> largest({"a": stack}, {"a": jnp.array([[2], [1]])})["a"].tolist()
-      [[True, True], [False, True]]
-
-    References:
-      Original.
     """
-    return chosen(scores, counts, min_density).masks
-
-
-class Chosen(NamedTuple):
-    """What `chosen` finds.
-
-    Attributes:
-      masks: ``{path: mask}``.
-      points: where the search for each number ended, in the order of the numbers; slices have none.
-      nan: whether the score of a candidate is NaN.
-    """
-
-    masks: dict[str, jax.Array]
-    points: Points
-    nan: jax.Array
-
-
-def chosen(
-    scores: Mapping[str, jax.Array | Ranked],
-    counts: Counts,
-    min_density: Any = 0.0,
-    near: Points | None = None,
-) -> Chosen:
-    """The masks of `largest`, and what else the search for them has found.
-
-    Args:
-      scores: as there.
-      counts: as there.
-      min_density: as there.
-      near: the `points` of the last search, or zeros.
-
-    Returns:
-      Masks, points, and whether a score is NaN.
-
-    Raises:
-      ValueError: as `largest` does.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from jaxprune.masks.ranking import chosen
-      >>> found = chosen({"a": jnp.array([3.0, jnp.nan]), "b": jnp.array([1.0, 2.0])}, 1)
-      >>> found.masks["a"].tolist(), found.points.counts[0].tolist(), bool(found.nan)
-      ([True, False], [1], True)
-
-    References:
-      Original.
-    """
-    counts, sliced = _apart(scores, counts)
+    ranked = {site: x if isinstance(x, Ranked) else Ranked(x) for site, x in scores.items()}
+    sliced = {s[0]: n for s, n in counts.items() if len(s) == 1 and jnp.size(n) != 1}
+    masks: dict[str, jax.Array] = {}
     if sliced:
-        slices = {path: _ranked(scores[path]) for path in sliced}
-        others = {path: leaf for path, leaf in scores.items() if path not in sliced}
-        found = chosen(others, counts, min_density, near)
-        masks = largest_of_slices(slices, sliced) | found.masks
-        nan = found.nan | any_nan(list(slices.values()))
-        return Chosen({path: masks[path] for path in scores}, found.points, nan)
-    names, numbers = _groups(list(scores), counts)
-    group_of = {path: names.index(path if path in names else REST) for path in scores}
-    shared = {path: leaf for path, leaf in scores.items() if names[group_of[path]] == REST}
-    first, nan = _floors(shared, min_density)
-    for path, mask in first.items():
-        group = group_of[path]
-        numbers[group] = numbers[group] - jnp.sum(mask, dtype=jnp.int32)
-    others = [_without(leaf, first.get(path)) for path, leaf in scores.items()]
-    found = _found(others, numbers, list(group_of.values()), near)
-    masks = dict(zip(scores, found.masks, strict=True))
-    masks |= {path: masks[path] | mask for path, mask in first.items()}
-    return Chosen(masks, found.points, found.nan | nan)
+        masks = largest_of_slices({site: ranked[site] for site in sliced}, sliced)
+    nan = any_nan([ranked[site] for site in sliced])
+    whole = {
+        s: n if isinstance(n, int) else jnp.reshape(n, ())
+        for s, n in counts.items()
+        if s and s[0] not in sliced
+    }
+    first = {site: least[site] for sites in whole for site in sites} if least else {}
+    first = {site: n for site, n in first.items() if not isinstance(n, int) or n}
+    own = _found(ranked, {(site,): number for site, number in first.items()})
+    for sites, number in whole.items():
+        taken = [own.masks[site] for site in sites if site in own.masks]
+        whole[sites] = number - sum(map(count_true, taken)) if taken else number
+    others = ranked | {site: _without(ranked[site], mask) for site, mask in own.masks.items()}
+    found = _found(others, whole)
+    masks |= {s: m | own.masks[s] if s in own.masks else m for s, m in found.masks.items()}
+    return Chosen({site: masks[site] for site in scores}, nan | own.nan | found.nan)
 
 
-def _apart(scores: Mapping[str, Any], counts: Counts) -> tuple[Counts, dict[str, Any]]:
-    """The numbers of whole leaves, and those of slices: arrays of more than one."""
-    if not isinstance(counts, Mapping):
-        return counts, {}
-    sliced = {p: count for p, count in counts.items() if p in scores and jnp.size(count) != 1}
-    whole = {p: count for p, count in counts.items() if p not in sliced}
-    alone = {p: jnp.reshape(x, ()) for p, x in whole.items() if jnp.ndim(x) and p in scores}
-    return whole | alone, sliced
+def _found(scores: Mapping[str, Ranked], counts: Mapping[tuple[str, ...], Any]) -> Chosen:
+    """`keep_largest`, compiled once for its shapes: outside jit its loops would be each time."""
+    leaves = {site: scores[site] for sites in counts for site in sites}
+    leaves = {site: scores[site] for site in scores if site in leaves}  # ties: in their order
+    groups = {site: i for i, sites in enumerate(counts) for site in sites}
+    numbers = [np.uint32(max(x, 0)) if isinstance(x, int) else x for x in counts.values()]
+    of_leaves = tuple(groups[site] for site in leaves)
+    found, nan = _compiled([*leaves.values()], numbers, groups=of_leaves)
+    return Chosen(dict(zip(leaves, found, strict=True)), nan)
 
 
-def _ranked(leaf: Any) -> Ranked:
-    return leaf if isinstance(leaf, Ranked) else Ranked(jnp.asarray(leaf))
-
-
-def _found(
-    scores: Sequence[jax.Array | Ranked],
-    counts: Sequence[Count],
-    groups: Iterable[int],
-    near: Points | None = None,
-) -> Found:
-    """`search`, compiled once for its shapes: outside jit its loops would be each time."""
-    leaves = [_ranked(x) for x in scores]
-    return _compiled(
-        [leaf.values for leaf in leaves],
-        [leaf.candidates for leaf in leaves],
-        [np.uint32(max(x, 0)) if isinstance(x, int) else x for x in counts],
-        near,
-        magnitudes=tuple(leaf.magnitude for leaf in leaves),
-        groups=tuple(groups),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("magnitudes", "groups"), inline=True)
+@functools.partial(jax.jit, static_argnames="groups", inline=True)
 def _compiled(
-    values: list[jax.Array],
-    candidates: list[jax.Array | None],
-    counts: list[Count],
-    near: Points | None,
-    magnitudes: tuple[bool, ...],
-    groups: tuple[int, ...],
-) -> Found:
-    leaves = [Ranked(*leaf) for leaf in zip(values, magnitudes, candidates, strict=True)]
-    return search(leaves, counts, groups, near)
+    leaves: list[Ranked], counts: list[Count], groups: tuple[int, ...]
+) -> tuple[list[jax.Array], jax.Array]:
+    return keep_largest(leaves, counts, groups)
 
 
-def _floors(leaves: Mapping[str, Any], min_density: Any) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The highest of each leaf, as many as it keeps at least, and whether a score is NaN.
-
-    A leaf that keeps none at least is not searched.
-    """
-    sizes = {p: x.values.size if isinstance(x, Ranked) else x.size for p, x in leaves.items()}
-    least = {path: count_of("min_density", size, min_density) for path, size in sizes.items()}
-    paths = [path for path, count in least.items() if not isinstance(count, int) or count]
-    found = _found([leaves[p] for p in paths], [least[p] for p in paths], range(len(paths)))
-    return dict(zip(paths, found.masks, strict=True)), found.nan
-
-
-def _groups(paths: list[str], counts: Counts) -> tuple[list[str], list[Any]]:
-    """The groups by name, and how many each keeps."""
-    if not isinstance(counts, Mapping):
-        return [REST], [counts]
-    for path in paths:
-        if path not in counts and REST not in counts:
-            raise ValueError(wrong("counts", f"have a number for '{path}'", list(counts)))
-    for name in counts:
-        if name != REST and name not in paths:
-            raise ValueError(wrong("counts", f"name leaves among {paths}", name))
-    return list(counts), list(counts.values())
-
-
-def _without(leaf: jax.Array | Ranked, taken: jax.Array | None) -> jax.Array | Ranked:
+def _without(leaf: Ranked, taken: jax.Array) -> Ranked:
     """The leaf with the entries that are taken already no candidates any more."""
-    if taken is None:
-        return leaf
-    leaf = leaf if isinstance(leaf, Ranked) else Ranked(leaf)
-    left = ~taken if leaf.candidates is None else leaf.candidates & ~taken
-    return leaf._replace(candidates=left)
+    left = ~taken if leaf.mask is None else leaf.candidates & ~taken
+    return leaf.replace(mask=left, pruned=False)
+
+
+def _along(leaves: Leaves, density: Density, axis: int | tuple[int, ...]) -> Leaves:
+    axes = (axis,) if isinstance(axis, int) else axis
+    for path, x in leaves.items():
+        if not all(-x.ndim <= a < x.ndim for a in axes):
+            raise ValueError(
+                wrong("axis", f"be an axis of '{path}', which has shape {x.shape}", axis)
+            )
+    sizes = {p: math.prod(x.shape[a] for a in axes) for p, x in leaves.items()}
+    counts = counts_of(sizes, density)
+    return {path: _first_along(x, counts[path], axes) for path, x in leaves.items()}
+
+
+def _first_along(x: jax.Array, count: Count, axes: tuple[int, ...]) -> jax.Array:
+    """The first of a stable descending sort along some axes, taken as one."""
+    axes = tuple(axis % x.ndim for axis in axes)
+    order = [*(axis for axis in range(x.ndim) if axis not in axes), *axes]
+    whole = gathered(x)
+    codes = codes_of(Ranked(whole), order_of([Ranked(whole)])).transpose(order)
+    rows = codes.reshape(-1, math.prod(x.shape[axis] for axis in axes))
+    places = jnp.argsort(jnp.argsort(rows, axis=1, stable=True, descending=True), axis=1)
+    mask = (places < count).reshape(codes.shape)
+    return placed_like(x, mask.transpose(np.argsort(order).tolist()))
 
 
 def _nonzero(x: jax.Array) -> jax.Array:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.selection import Ranked, keep_largest
-from jaxprune.types import wrong
+from jaxprune.selection import keep_largest
+from jaxprune.types import Ranked, wrong
 
 
 def largest_of_slices(
@@ -40,10 +40,8 @@ def largest_of_slices(
     for length, paths in stacks.items():
         numbers = [jnp.reshape(jnp.asarray(counts[path]), (length,)) for path in paths]
         found = _compiled(
-            [leaves[path].values for path in paths],
-            [leaves[path].candidates for path in paths],
+            [leaves[path] for path in paths],
             jnp.stack(numbers, axis=1),
-            magnitudes=tuple(leaves[path].magnitude for path in paths),
             axes=tuple(axes[path] for path in paths),
         )
         masks |= zip(paths, found, strict=True)
@@ -60,30 +58,19 @@ def _stack_axis(path: str, leaf: Ranked, count: Any) -> int:
     return long[0]
 
 
-@functools.partial(jax.jit, static_argnames=("magnitudes", "axes"), inline=True)
-def _compiled(
-    values: list[jax.Array],
-    candidates: list[jax.Array | None],
-    counts: jax.Array,
-    magnitudes: tuple[bool, ...],
-    axes: tuple[int, ...],
-) -> list[jax.Array]:
-    leaves = [Ranked(*leaf) for leaf in zip(values, magnitudes, candidates, strict=True)]
-    leaves = [leaf._replace(values=lax.stop_gradient(leaf.values)) for leaf in leaves]
+@functools.partial(jax.jit, static_argnames="axes", inline=True)
+def _compiled(leaves: list[Ranked], counts: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+    leaves = [leaf.of_arrays(lax.stop_gradient) for leaf in leaves]
 
     # One by one: a slice is all that is copied, and under `vmap` every conditional of the selection
     # would become a choice between two computed arrays.
     def keep(i: jax.Array) -> list[jax.Array]:
         slices = [_slice(leaf, axis, i) for leaf, axis in zip(leaves, axes, strict=True)]
-        return keep_largest(slices, list(counts[i]), range(len(axes)))
+        return keep_largest(slices, list(counts[i]), range(len(axes)))[0]
 
     masks = lax.map(keep, jnp.arange(len(counts)))
     return [jnp.moveaxis(mask, 0, axis) for mask, axis in zip(masks, axes, strict=True)]
 
 
 def _slice(leaf: Ranked, axis: int, i: jax.Array) -> Ranked:
-    def of(x: jax.Array) -> jax.Array:
-        return lax.dynamic_index_in_dim(x, i, axis, keepdims=False)
-
-    candidates = None if leaf.candidates is None else of(leaf.candidates)
-    return leaf._replace(values=of(leaf.values), candidates=candidates)
+    return leaf.of_arrays(lambda x: lax.dynamic_index_in_dim(x, i, axis, keepdims=False))

@@ -1,21 +1,18 @@
 """AC/DC: phases in which the network is sparse alternate with phases in which it is dense."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
-from jaxprune import scores, views
-from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.masks import largest
+from jaxprune import keep, scores, views
+from jaxprune.distributions import Budget, Distribution
 from jaxprune.numbers import step_number
-from jaxprune.schedules import constant, timeline
-from jaxprune.schedules import every as each
+from jaxprune.schedules import constant, cycles
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
-from jaxprune.types import Candidates, Counts, Leaves, MaskUpdate, Signals, wrong
+from jaxprune.types import KEPT, PRUNED, MaskUpdate
+from jaxprune.units import Stacked, units_for
 
 
 @method
@@ -28,6 +25,7 @@ def acdc(
     dense_steps: int,
     stop: int,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -52,6 +50,7 @@ def acdc(
       dense_steps: length of a dense phase, at least 1.
       stop: the update by which the last dense phase has ended.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -62,7 +61,7 @@ def acdc(
 
     Returns:
       A gradient transformation; the params are the network of the phase, sparse or dense, after
-      each update.
+      each update. Masks rank the weights of before the update that changes them.
 
     Raises:
       ValueError: if a sparsity lies outside [0, 1), or no dense phase fits between ``begin`` and
@@ -89,44 +88,24 @@ def acdc(
       2021, https://arxiv.org/abs/2106.12379. Ours: while the network is dense, second moments of
       weights that come back start from the mean of their leaf, first ones from 0.
     """
-    begin = step_number("begin", begin, 1)
-    sparse_steps = step_number("sparse_steps", sparse_steps, 1)
-    dense_steps = step_number("dense_steps", dense_steps, 1)
-    cycle = sparse_steps + dense_steps
-    cycles = (step_number("stop", stop, 1) - begin) // cycle
-    if cycles < 1:
-        expected = f"leave room for a dense phase, from {begin + cycle} on"
-        raise ValueError(wrong("stop", expected, stop, "nothing would come back"))
-    compress = MaskUpdate(
-        when=each(cycle, begin, begin + cycles * cycle),
-        score=scores.magnitude,
-        count=Budget(constant(sparsity), distribution, overrides, min_density, stacked),
-        select=partial(largest, min_density=min_density),
-        candidates=Candidates.KEPT,
+    course = cycles(
+        ("sparse", step_number("sparse_steps", sparse_steps, 1)),
+        ("dense", step_number("dense_steps", dense_steps, 1)),
+        stop=step_number("stop", stop, 1),
+        then="sparse",
+        first=("dense", step_number("begin", begin, 1)),
     )
-    decompress = MaskUpdate(
-        when=each(cycle, begin + sparse_steps, begin + sparse_steps + (cycles - 1) * cycle),
-        score=scores.magnitude,
-        count=_sizes,
-        select=_all,
-        candidates=Candidates.PRUNED,
-    )
-    turns = (("sparse", sparse_steps), ("dense", dense_steps)) * cycles
+    budget = Budget(constant(sparsity), distribution, overrides, min_density)
+    compressing, decompressing = course.at_end_of("dense"), course.at_end_of("sparse")
     return prune(
         inner,
-        [decompress, compress],
+        [
+            MaskUpdate(decompressing, scores.magnitude, keep.everything, PRUNED),
+            MaskUpdate(compressing, scores.magnitude, keep.largest(budget), KEPT),
+        ],
         views.hard,
-        where=where,
+        units=units_for(where, exclude, stacked=stacked),
         start=start,
-        phases=timeline(("dense", begin), *turns, ("sparse", None)),
+        phases=course,
         seed=seed,
     )
-
-
-def _sizes(signals: Signals) -> Counts:
-    return {path: m.size for path, m in signals.mask.items()}
-
-
-def _all(scores: Leaves, counts: Counts) -> Leaves:
-    del counts
-    return {path: jnp.ones_like(score, dtype=bool) for path, score in scores.items()}

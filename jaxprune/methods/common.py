@@ -1,26 +1,26 @@
 """What the methods with a target sparsity share: reading it, and the steps that follow from it."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import scores
-from jaxprune.distributions import Budget, Distribution, Layers, Stacked
-from jaxprune.masks import largest
-from jaxprune.numbers import is_traced, step_number
-from jaxprune.schedules import Either, Ramp, When, constant, cubic, every, once
-from jaxprune.trees import Where, by_path, by_pattern, prunable
-from jaxprune.types import REST, Candidates, Counts, Leaves, MaskUpdate, Signals, wrong
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.names import OutputAxis
+from jaxprune.numbers import checked_share, is_traced, step_number
+from jaxprune.schedules import Ramp, When, constant, cubic, either, every, once
+from jaxprune.trees import Where, by_path
+from jaxprune.types import one_of, wrong
+from jaxprune.units import Stacked, Units, units_for
 
-Schedule = Ramp | Callable[[Any], Any]
+Schedule = Callable[[Any], Any]
+"""n -> a number, n the updates completed; as optax has it."""
 
 
 def schedule_of(
-    sparsity: Any, ramp: tuple[int, int] | None, start: Any = None, where: Where | None = None
+    sparsity: Any, ramp: tuple[int, int] | None, start: Any, units: Units, argument: str = "start"
 ) -> Schedule:
     """The schedule that ``sparsity`` and ``ramp`` mean: a cubic ramp to a number, or itself.
 
@@ -29,7 +29,8 @@ def schedule_of(
       ramp: the first and the last update of the cubic ramp.
       start: the first masks; the ramp begins at their sparsity. Of a function's masks nothing is
         known beforehand, and the ramp begins at 0.
-      where: which leaves are pruned; masks of others do not count.
+      units: what is pruned; masks of others do not count.
+      argument: what the caller's user knows ``start`` as.
 
     Returns:
       A function of the updates completed.
@@ -45,8 +46,15 @@ def schedule_of(
     if ramp is None:
         hint = f"a number needs ramp=(begin, end) in updates, here with sparsity={sparsity!r}"
         raise ValueError(wrong("ramp", "be given with a number as `sparsity`", None, hint))
+    return ramp_of(sparsity, ramp, start, units, argument)
+
+
+def ramp_of(
+    sparsity: Any, ramp: tuple[int, int], start: Any, units: Units, argument: str = "start"
+) -> Ramp:
+    """The cubic ramp to a number, from the sparsity of first masks; as `schedule_of`."""
     check_span("ramp", ramp)
-    return cubic(*ramp, sparsity, initial=_sparsity_of(start, where))
+    return cubic(*ramp, sparsity, initial=sparsity_of_start(start, units, argument))
 
 
 def check_span(argument: str, span: Any) -> None:
@@ -69,19 +77,51 @@ def check_span(argument: str, span: Any) -> None:
         raise ValueError(wrong(argument, expected, span))
 
 
-def _sparsity_of(start: Any, where: Where | None) -> Any:
+def sparsity_of_start(start: Any, units: Units, argument: str = "start") -> Any:
+    """The sparsity of first masks, 0 where they are not known: of None, or of a function.
+
+    Args:
+      start: masks by path, a function, or None.
+      units: what is pruned; masks of others do not count.
+      argument: what the caller's user knows ``start`` as.
+
+    Returns:
+      A python float, or a traced one.
+
+    Raises:
+      ValueError: if the masks keep nothing.
+    """
     if start is None or callable(start):
         return 0.0
     masks = by_path(start)
-    leaves = {path: jax.ShapeDtypeStruct(m.shape, jnp.float32) for path, m in masks.items()}
-    pruned = [masks[path] for path in prunable(leaves, where)]
+    pruned = [masks[site] for site in units.own(masks)]
     total = sum(mask.size for mask in pruned)
     kept = sum(jnp.sum(mask.astype(bool), dtype=jnp.int32) for mask in pruned)
     if not total or is_traced(kept):
         return (total - kept) / total if total else 0.0
     if not int(kept):
-        raise ValueError(wrong("start", "keep at least one entry", "none"))
+        raise ValueError(wrong(argument, "keep at least one entry", "none"))
     return (total - int(kept)) / total
+
+
+def check_reachable(schedule: Schedule, start: Any, units: Units) -> None:
+    """Refuses first masks that are sparser than a method can become that never lets weights grow.
+
+    Args:
+      schedule: of sparsity.
+      start: the first masks.
+      units: what is pruned; masks of others do not count.
+
+    Raises:
+      ValueError: if the schedule ends at a lower sparsity than ``start`` has.
+    """
+    if not isinstance(schedule, Ramp) or is_traced(schedule.sparsity):
+        return
+    first = sparsity_of_start(start, units)
+    if not is_traced(first) and first > schedule.sparsity:
+        expected = f"prune no more than the {schedule.sparsity:g} that `sparsity` says"
+        hint = "what is pruned does not come back here"
+        raise ValueError(wrong("start", expected, round(first, 4), hint))
 
 
 def end_of(schedule: Schedule) -> int | None:
@@ -89,30 +129,30 @@ def end_of(schedule: Schedule) -> int | None:
     return schedule.end if isinstance(schedule, Ramp) else None
 
 
-def refreshes(interval: int, schedule: Schedule, end: int | None) -> When:
-    """Every ``interval`` updates from the ramp's begin to ``end``, and at the ramp's own end.
+def refreshes(interval: int, schedule: Schedule, stop: int | None) -> When:
+    """Every ``interval`` updates from the ramp's begin to ``stop``, and at the ramp's own end.
 
     Args:
       interval: updates between two refreshes.
       schedule: the schedule of sparsity.
-      end: the last refresh; None means for ever.
+      stop: the last refresh; None means for ever.
 
     Returns:
       n -> bool.
 
     Raises:
-      ValueError: if ``end`` comes before the ramp's end, or ``interval`` is below 1.
+      ValueError: if ``stop`` comes before the ramp's end, or ``interval`` is below 1.
       TypeError: if one of them is not an integer.
     """
     interval = step_number("every", interval, 1)
-    end = None if end is None else step_number("exploit_at", end, 1)
+    stop = None if stop is None else step_number("stop", stop, 1)
     if not isinstance(schedule, Ramp):
-        return every(interval, 0, end)
-    if end is not None and end < schedule.end:
+        return every(interval, 0, stop)
+    if stop is not None and stop < schedule.end:
         expected = f"not come before the ramp's end, {schedule.end}"
-        raise ValueError(wrong("exploit_at", expected, end))
-    times = every(interval, schedule.begin, end)
-    return Either((times, once(max(schedule.end, 1)))) if end != schedule.end else times
+        raise ValueError(wrong("stop", expected, stop))
+    times = every(interval, schedule.begin, stop)
+    return either(times, once(max(schedule.end, 1))) if stop != schedule.end else times
 
 
 def budget_of(
@@ -121,10 +161,9 @@ def budget_of(
     overrides: Mapping[str, float] | None,
     min_density: float,
     start: Any,
-    stacked: Stacked = None,
-    where: Where | None = None,
+    units: Units,
 ) -> Budget:
-    """How many entries are kept, where that does not change: by a sparsity, or as first masks do.
+    """How many units are kept, where that does not change: by a sparsity, or as first masks do.
 
     Args:
       sparsity: a number, or None beside masks as ``start``.
@@ -132,8 +171,7 @@ def budget_of(
       overrides: sparsity by pattern.
       min_density: least share kept in each leaf.
       start: the first masks.
-      stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
-      where: which leaves are pruned; masks of others do not count.
+      units: what is pruned; masks of others do not count.
 
     Returns:
       The budget.
@@ -142,111 +180,16 @@ def budget_of(
       ValueError: if there is neither a sparsity nor masks.
     """
     if sparsity is not None:
-        return Budget(constant(sparsity), distribution, overrides, min_density, stacked)
+        return Budget(constant(sparsity), distribution, overrides, min_density)
     if start is None or callable(start) or isinstance(start, str):
         raise ValueError(wrong("sparsity", "be given unless `start` is masks", None))
     if distribution == "global":
-        share = _sparsity_of(start, where)
-        return Budget(constant(share), distribution, overrides, min_density, stacked)
+        share = sparsity_of_start(start, units)
+        return Budget(constant(share), distribution, overrides, min_density)
     given = {path: np.asarray(mask, bool) for path, mask in by_path(start).items()}
-    layers = Layers.of(given, stacked).each(given)
+    layers = units.layers(given).each(given)
     densities = {name: mask.mean() if mask.size else 1.0 for name, mask in layers.items()}
-    return Budget(constant(0.0), densities, overrides, min_density, stacked)
-
-
-def drawn(
-    budget: Budget,
-    score: Callable[[Signals], Leaves] = scores.random,
-    select: Callable[[Leaves, Counts], Leaves] | None = None,
-) -> MaskUpdate:
-    """The first masks, at the first update: as many entries as the budget keeps.
-
-    Args:
-      budget: how many.
-      score: which; by default chance decides.
-      select: how they are chosen; by default the highest of each leaf.
-
-    Returns:
-      The change of masks.
-    """
-    select = select or partial(largest, min_density=budget.min_density)
-    return MaskUpdate(once(1), score, budget, select, Candidates.KEPT)
-
-
-class Together(NamedTuple):
-    """The counts of a budget as one number, for all leaves ranked together.
-
-    Leaves with an override keep a count of their own.
-
-    Attributes:
-      budget: Signals -> counts.
-    """
-
-    budget: Budget
-
-    def __call__(self, signals: Signals) -> Counts:
-        """The sum at a step."""
-        counts = self.budget(signals)
-        own = by_pattern(dict(self.budget.overrides), signals.mask, "overrides")
-        others = [jnp.sum(count) for path, count in counts.items() if path not in own]
-        total = sum(others, jnp.zeros((), jnp.int32))
-        return {path: counts[path] for path in own} | ({REST: total} if others else {})
-
-
-def drop_and_grow(
-    when: When,
-    budget: Callable[[Signals], Counts],
-    share: Callable[[Any], Any],
-    *,
-    drop: Callable[[Signals], Leaves],
-    grow: Callable[[Signals], Leaves],
-    min_density: float = 0.0,
-) -> tuple[MaskUpdate, MaskUpdate]:
-    """Drops a share of the kept entries, then grows pruned ones until the budget is full again.
-
-    Args:
-      when: the steps at which both happen.
-      budget: how many entries are kept afterwards.
-      share: step -> the share of them that is dropped first.
-      drop: what the kept entries are ranked by; the lowest go.
-      grow: what the pruned entries are ranked by, those just dropped included; the highest come.
-      min_density: share of each leaf that dropping leaves, where leaves are ranked together.
-
-    Returns:
-      The two changes of masks, in this order.
-    """
-    return (
-        MaskUpdate(
-            when,
-            drop,
-            Less(budget, share),
-            partial(largest, min_density=min_density),
-            Candidates.KEPT,
-        ),
-        MaskUpdate(when, grow, budget, largest, Candidates.PRUNED),
-    )
-
-
-class Less(NamedTuple):
-    """The counts of a budget less a share of them: ``k - floor(share k)``, in float32.
-
-    Attributes:
-      budget: Signals -> counts.
-      share: step -> share.
-    """
-
-    budget: Callable[[Signals], Counts]
-    share: Callable[[Any], Any]
-
-    def __call__(self, signals: Signals) -> Counts:
-        """The counts at a step."""
-        share = jnp.asarray(self.share(signals.step), jnp.float32)
-
-        def less(count: Any) -> jax.Array:
-            gone = jnp.floor(share * jnp.asarray(count).astype(jnp.float32))
-            return count - gone.astype(jnp.int32)
-
-        return jax.tree.map(less, self.budget(signals))
+    return Budget(constant(0.0), densities, overrides, min_density)
 
 
 class CosineDecay(NamedTuple):
@@ -266,23 +209,83 @@ class CosineDecay(NamedTuple):
         return jnp.asarray(self.first, jnp.float32) / 2 * (1 + jnp.cos(jnp.pi * way))
 
 
+def share_of(argument: str, share: Any, course: Callable[[Any], Schedule]) -> Schedule:
+    """The schedule that a share means: itself, or the course that a number takes.
+
+    Args:
+      argument: the name of the argument, for the error.
+      share: a number in [0, 1), or a schedule n -> share.
+      course: number -> schedule.
+
+    Returns:
+      n -> share.
+
+    Raises:
+      TypeError: if it is neither a number nor a function.
+      ValueError: if a number lies outside [0, 1).
+    """
+    return share if callable(share) else course(checked_share(argument, share))
+
+
 def periodic(interval: int, stop: int) -> When:
-    """Every ``interval`` updates, as long as they come before ``stop``.
+    """Every ``interval`` updates, ``stop`` the last that may be one.
 
     Args:
       interval: updates between two changes of masks.
-      stop: the update from which masks are fixed.
+      stop: the last update that may change masks.
 
     Returns:
       n -> bool.
 
     Raises:
-      ValueError: if no change comes before ``stop``.
+      ValueError: if no change comes by ``stop``.
       TypeError: if one of them is not an integer.
     """
     interval, stop = step_number("every", interval, 1), step_number("stop", stop, 1)
-    last = (stop - 1) // interval * interval
-    if not last:
-        hint = "masks would never change"
-        raise ValueError(wrong("stop", f"come after `every`, which is {interval}", stop, hint))
-    return every(interval, 0, last)
+    if stop < interval:
+        expected = f"not come before the first change, after update {interval}"
+        raise ValueError(wrong("stop", expected, stop, "masks would never change"))
+    return every(interval, 0, stop // interval * interval)
+
+
+def check_block(block: Any, start: Any) -> None:
+    """Refuses first masks beside blocks, which they might cut.
+
+    Args:
+      block: the shape of blocks, or None.
+      start: the first masks, or None.
+
+    Raises:
+      ValueError: if both are given.
+    """
+    if block is not None and start is not None:
+        raise ValueError(wrong("start", "be None beside `block`", "first masks"))
+
+
+def units_of_groups(
+    m: int,
+    unfit: str,
+    where: Where | None,
+    exclude: Where | None,
+    output_axis: OutputAxis,
+    stacked: Stacked,
+) -> Units:
+    """The units of N:M sparsity: entries, of leaves whose contraction is made of groups of m.
+
+    Args:
+      m: how many make a group.
+      unfit: "refuse" or "skip" other leaves.
+      where: which leaves are pruned.
+      exclude: which of them are not.
+      output_axis: the axes that count a leaf's outputs.
+      stacked: ``{pattern: axis}`` of scanned layers.
+
+    Returns:
+      The units.
+
+    Raises:
+      ValueError: if ``unfit`` is none of its values.
+    """
+    one_of("unfit", unfit, ("refuse", "skip"))
+    multiple_of = m if unfit == "skip" else 1
+    return units_for(where, exclude, output_axis, stacked, multiple_of=multiple_of)

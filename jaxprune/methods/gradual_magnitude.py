@@ -1,18 +1,17 @@
 """Gradual magnitude pruning: the smallest weights go, along a cubic ramp."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import optax
 
-from jaxprune import scores, views
-from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.masks import largest
-from jaxprune.methods.common import end_of, refreshes, schedule_of
+from jaxprune import keep, scores, views
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.methods.common import check_block, check_reachable, end_of, refreshes, schedule_of
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import Candidates, MaskUpdate
+from jaxprune.units import Groups, Stacked, units_for
 
 
 @method
@@ -23,10 +22,13 @@ def gradual_magnitude(
     ramp: tuple[int, int] | None = None,
     every: int = 16,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "uniform",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    block: tuple[int, ...] | None = None,
     stacked: Stacked = None,
+    channels: Groups | None = None,
     start: Start = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -41,16 +43,21 @@ def gradual_magnitude(
       ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
       every: updates between two refreshes; there is one at the ramp's end too.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "uniform", "global", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
+      block: the shape of blocks that live and die together, ranked by the mean of their scores; one
+        shorter than a leaf's means its last axes. Counts are then those of blocks.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: ``{name: Group}`` to prune whole channels, in place of ``where``.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       seed: not used by this method's scores.
 
     Returns:
-      A gradient transformation; the params are the pruned network after each update.
+      A gradient transformation; the params are the pruned network after each update. Masks rank the
+      weights of before the update that changes them.
 
     Raises:
       ValueError: if a sparsity lies outside [0, 1), comes without its ramp, or the ramp ends before
@@ -66,16 +73,27 @@ def gradual_magnitude(
       [[ 0. -4.]
        [ 0.  0.]]
 
+      Masks rank what was there before the update, which makes 2 of 1 here:
+
+      >>> params = {"kernel": jnp.array([[1.0, 1.1]])}
+      >>> tx = jaxprune.gradual_magnitude(optax.sgd(1.0), sparsity=0.5, ramp=(0, 1))
+      >>> grads = {"kernel": jnp.array([[-1.0, 0.0]])}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[0.  1.1]]
+
     References:
       Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878.
     """
-    schedule = schedule_of(sparsity, ramp, start, where)
-    budget = Budget(schedule, distribution, overrides, min_density, stacked)
+    check_block(block, start)
+    units = units_for(where, exclude, stacked=stacked, channels=channels)
+    schedule = schedule_of(sparsity, ramp, start, units)
+    check_reachable(schedule, start, units)
+    budget = Budget(schedule, distribution, overrides, min_density)
     smallest_go = MaskUpdate(
-        when=refreshes(every, schedule, end_of(schedule)),
-        score=scores.magnitude,
-        count=budget,
-        select=partial(largest, min_density=min_density),
-        candidates=Candidates.KEPT,
+        refreshes(every, schedule, end_of(schedule)),
+        scores.magnitude,
+        keep.in_blocks(keep.largest(budget), block),
+        Candidates.KEPT,
     )
-    return prune(inner, [smallest_go], views.hard, where=where, start=start, seed=seed)
+    return prune(inner, [smallest_go], views.hard, units=units, start=start, seed=seed)

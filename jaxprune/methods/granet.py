@@ -5,13 +5,20 @@ from typing import Any
 
 import optax
 
-from jaxprune import scores, views
-from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.methods.common import CosineDecay, drop_and_grow, end_of, refreshes, schedule_of
-from jaxprune.numbers import checked_share
+from jaxprune import keep, scores, views
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.methods.common import (
+    CosineDecay,
+    Schedule,
+    end_of,
+    refreshes,
+    schedule_of,
+    share_of,
+)
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
-from jaxprune.types import wrong
+from jaxprune.types import KEPT, PRUNED, MaskUpdate, wrong
+from jaxprune.units import Stacked, units_for
 
 
 @method
@@ -21,8 +28,9 @@ def granet(
     sparsity: Any,
     ramp: tuple[int, int] | None = None,
     every: int = 16,
-    regrow_fraction: float = 0.5,
+    regrow_fraction: float | Schedule = 0.5,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -42,9 +50,10 @@ def granet(
       sparsity: the share to prune, in [0, 1), or one of the ramps of `schedules`.
       ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
       every: updates between two refreshes; there is one at the ramp's end too.
-      regrow_fraction: r, the share of the kept weights that is replaced at first, in [0, 1); with 0
-        it is gradual magnitude pruning.
+      regrow_fraction: r, the share of the kept weights that is replaced at first, in [0, 1), or a
+        schedule n -> ``r_n``; with 0 it is gradual magnitude pruning.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -54,7 +63,8 @@ def granet(
       seed: not used by this method's scores.
 
     Returns:
-      A gradient transformation; the params are the pruned network after each update.
+      A gradient transformation; the params are the pruned network after each update. Masks rank the
+      weights and the gradient of before the update that changes them.
 
     Raises:
       ValueError: if a share lies outside [0, 1), a sparsity comes without its ramp, the ramp ends
@@ -76,17 +86,23 @@ def granet(
       ours ranks gradients as it ranks weights: over all leaves by default, and both by leaf with
       ``distribution="uniform"`` or ``"erk"``. Our reading: regrowth ends with the ramp.
     """
-    schedule = schedule_of(sparsity, ramp, start, where)
+    units = units_for(where, exclude, stacked=stacked)
+    schedule = schedule_of(sparsity, ramp, start, units)
     end = end_of(schedule)
     if not end:
         hint = "what is regrown falls to 0 at its end"
         raise ValueError(wrong("sparsity", "be a number or a ramp, which ends", sparsity, hint))
-    swap = drop_and_grow(
-        refreshes(every, schedule, end),
-        Budget(schedule, distribution, overrides, min_density, stacked),
-        CosineDecay(checked_share("regrow_fraction", regrow_fraction), max(end, 1)),
-        drop=scores.magnitude,
-        grow=scores.gradient,
-        min_density=min_density,
+    budget = Budget(schedule, distribution, overrides, min_density)
+    dropped = share_of("regrow_fraction", regrow_fraction, lambda r: CosineDecay(r, end))
+    swapping = refreshes(every, schedule, end)
+    return prune(
+        inner,
+        [
+            MaskUpdate(swapping, scores.magnitude, keep.largest(budget.less(dropped)), KEPT),
+            MaskUpdate(swapping, scores.gradient, keep.largest(budget), PRUNED),
+        ],
+        views.hard,
+        units=units,
+        start=start,
+        seed=seed,
     )
-    return prune(inner, swap, views.hard, where=where, start=start, seed=seed)

@@ -1,34 +1,24 @@
 """Layer attention (ASWL): each layer learns how much it counts, and is pruned by the rest."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import scores
-from jaxprune.distributions import Layers, Stacked
-from jaxprune.masks import largest
+from jaxprune import keep, names, scores
+from jaxprune.fences import cut
 from jaxprune.masks.counting import floor_of_product
 from jaxprune.methods.common import check_span
-from jaxprune.methods.companions import Norms, biases_of, norms_of
-from jaxprune.numbers import checked_share, is_traced
-from jaxprune.schedules import constant, cubic, every
-from jaxprune.selection import cut, sum_of
+from jaxprune.numbers import checked_share, is_traced, step_number
+from jaxprune.schedules import constant, cubic, either, once
+from jaxprune.schedules import every as each
+from jaxprune.selection import sum_to
 from jaxprune.transform import method, prune
-from jaxprune.trees import OutputAxis, Where, prunable
-from jaxprune.types import (
-    Counts,
-    Learner,
-    Leaves,
-    MaskUpdate,
-    Signals,
-    View,
-    check_optimizer,
-    one_of,
-    wrong,
-)
+from jaxprune.trees import Where
+from jaxprune.types import Learner, Leaves, MaskUpdate, Signals, View, check_optimizer, wrong
+from jaxprune.units import Stacked, units_for
 from jaxprune.views import through
 
 _LEAST, _MOST_PRUNED = 0.01, 0.99
@@ -43,16 +33,15 @@ def layer_attention(
     inner: optax.GradientTransformation,
     *,
     sparsity: Any,
-    attention_optimizer: optax.GradientTransformation,
-    target_anneal: tuple[int, int] | None,
+    learner: optax.GradientTransformation,
+    ramp: tuple[int, int] | None,
     alpha: float = 1.0,
-    gamma: Any = 5.0,
+    gamma: Any = 20.0,
     attention_init: float = 0.99,
-    site: Literal["layer", "after_norm"] = "layer",
-    norms: Norms = None,
+    every: int = 1,
     where: Where | None = None,
+    exclude: Where | None = None,
     stacked: Stacked = None,
-    output_axis: OutputAxis = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """ASWL: one attention a layer, learned with the weights, scales it and says how far it is cut.
@@ -61,17 +50,15 @@ def layer_attention(
 
     - the layer gives ``a_l f_l(x; m w)``: the params hold ``a_l m w``, and the bias ``a_l b``;
     - ``p_l = (1 - a_l)^alpha``, at most 0.99, is pruned: the ``n_l - floor(p_l n_l)`` largest
-      ``|w|`` of the layer stay, chosen anew after every update;
+      ``|w|`` of the layer stay, chosen anew after every update, or every ``every`` updates;
     - ``gamma phi`` joins the loss, ``phi = (sum (1 - p_l) n_l / sum n_l - r_n)^2``;
     - the gradient at the sparse weights moves the dense ones (straight through), weight decay acts
       on the sparse ones: a pruned weight has none.
 
     Where a norm follows a layer, a factor on the layer is divided out again: the loss does not feel
     its attention, which phi alone then moves, by the size of the layer. That is no learned
-    importance. ``site="after_norm"`` puts the attention on the norm's scale and bias, where the
-    loss feels it; in our one experiment such a network hardly trained (README). `plan` says which
-    layers are concerned. Where no norm follows, the loss holds attentions up, and the density
-    reached stays above the target.
+    importance. Where no norm follows, the loss holds attentions up, and the density reached stays
+    above the target.
 
     A fixed count or a least share of a layer has no place beside a learned ratio, and masks to
     start from none beside masks that are rebuilt at once: leave out by ``where`` what is to stay
@@ -82,23 +69,20 @@ def layer_attention(
         optimizers that measure from their params (schedule-free, MADGRAD, COCOB) go wrong here.
       sparsity: the share to prune in the end, in [0, 1]; what is reached depends on gamma, and is
         what the penalty and the loss agree on. 1 pushes without end.
-      attention_optimizer: the optimizer of the attentions. Give it the schedule of the weights'
-        learning rate; to decay attentions, let it add a decay.
-      target_anneal: (begin, end) in updates: r falls from 1 to ``1 - sparsity`` along a cubic; None
-        for the target itself from the start, as in the authors' code.
+      learner: the optimizer of the attentions. Give it the schedule of the weights' learning rate;
+        to decay attentions, let it add a decay.
+      ramp: (begin, end) in updates: r falls from 1 to ``1 - sparsity`` along a cubic; None for the
+        target itself from the start, as in the authors' code.
       alpha: how an attention is turned into a share, above 0.
-      gamma: weight of the penalty. 5 is the authors'; on a batch-norm network 20 reached densities
-        of 0.02 to 0.2 within a sixth, 5 those from 0.1 up (README).
+      gamma: weight of the penalty. On a batch-norm network 20 reached densities of 0.02 to 0.2
+        within a sixth, the authors' 5 those from 0.1 up (README).
       attention_init: every attention's first value, in [0.01, 1]; the authors' code has 0.5. 1 only
         where alpha is at least 1: below, the slope of the share has no end there.
-      site: "layer" puts the attention on kernel and bias, "after_norm" on scale and bias of the
-        norm that follows, where one is found (by ``norms``, or by names).
-      norms: ``{pattern of a layer's path: path of its norm}``, where names do not tell, or tell
-        wrongly: by its name a norm *before* a convolution (pre-activation networks) looks like one
-        that follows. None as the path says that no norm follows.
+      every: updates between two choices of masks; the first update makes one too. In every step
+        is the authors' form and costs a refresh in each.
       where: which leaves are pruned, each with its attention; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices have attentions of their own.
-      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
       seed: not used by this method's scores.
 
     Returns:
@@ -106,17 +90,17 @@ def layer_attention(
 
     Raises:
       ValueError: if ``inner`` is None; if a number lies outside its range, or ``attention_init`` is
-        1 with alpha below 1; if ``norms`` names what is no norm of a layer's width.
-      TypeError: if ``attention_optimizer`` is not an optimizer.
+        1 with alpha below 1.
+      TypeError: if ``learner`` is not an optimizer.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
       >>> tx = jaxprune.layer_attention(
       ...     optax.sgd(0.1),
       ...     sparsity=0.5,
-      ...     attention_optimizer=optax.set_to_zero(),
+      ...     learner=optax.set_to_zero(),
       ...     attention_init=0.5,
-      ...     target_anneal=None,
+      ...     ramp=None,
       ... )
       >>> params = {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]]), "bias": jnp.ones(2)}
       >>> zeros = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
@@ -131,12 +115,11 @@ def layer_attention(
       https://arxiv.org/abs/2111.02399: attention, ratio, penalty, both weights tracked. From the
       authors' code: masks in every step, decay on the sparse weights, the two bounds. That code
       sorts signed weights, never assigns the pruned tensor and leaves the bias out when it folds
-      the attention in; here the intent stands. The annealed target, its default start at 0.99,
-      the slope of phi through the bounds and ``site="after_norm"`` are ours.
+      the attention in; here the intent stands. The annealed target, its default start at 0.99 and
+      the slope of phi through the bounds are ours.
     """
     sparsity = checked_share("sparsity", sparsity, whole=True)
-    check_optimizer("attention_optimizer", attention_optimizer)
-    one_of("site", site, ("layer", "after_norm"))
+    check_optimizer("learner", learner)
     if not is_traced(alpha) and not alpha > 0:
         raise ValueError(wrong("alpha", "be above 0", alpha))
     if not is_traced(gamma) and not gamma >= 0:
@@ -145,29 +128,27 @@ def layer_attention(
         raise ValueError(wrong("attention_init", f"lie in [{_LEAST}, 1]", attention_init))
     if not is_traced(alpha) and alpha < 1 == attention_init:
         raise ValueError(wrong("attention_init", "be below 1 where `alpha` is", attention_init))
-    if target_anneal is not None:
-        check_span("target_anneal", target_anneal)
-    course = constant(0.0) if target_anneal is None else cubic(*target_anneal, 0.0)
+    if ramp is not None:
+        check_span("ramp", ramp)
+    course = constant(0.0) if ramp is None else cubic(*ramp, 0.0)
     attention = _Attention(
         ratio=_Ratio(alpha),
         target=lambda step: 1 - sparsity * course.progress(step),
         gamma=gamma,
-        sites=_Sites(site, norms, output_axis),
     )
+    choosing = either(once(1), each(step_number("every", every, 1)))
     top = jnp.where(jnp.asarray(alpha) < 1, _BELOW_ONE, 1.0)
     return prune(
         inner,
-        [MaskUpdate(every(1), scores.magnitude, attention.kept, largest, warm_start=True)],
-        View(attention.seen, copy=True, inverse=attention.inverse, decay_on=sparse_weights),
-        where=where,
+        [MaskUpdate(choosing, scores.magnitude, keep.largest(attention.kept))],
+        View(attention.seen, inverse=attention.inverse, decay_on=sparse_weights),
+        units=units_for(where, exclude, stacked=stacked),
         learner=Learner(
-            init=lambda mask: Layers.of(mask, stacked).full(attention_init),
-            optimizer=attention_optimizer,
+            init=lambda s: s.units.layers(s.mask).full(attention_init),
+            optimizer=learner,
             penalty=attention.penalty,
             project=lambda learned: jax.tree.map(lambda a: jnp.clip(a, _LEAST, top), learned),
         ),
-        output_axis=output_axis,
-        note=lambda leaves: attention.sites.told(leaves, prunable(leaves, where)),
         seed=seed,
     )
 
@@ -188,48 +169,14 @@ class _Ratio(NamedTuple):
         return through(jnp.clip(ratio, 0, _MOST_PRUNED), ratio)
 
 
-class _Sites(NamedTuple):
-    """Where the attention of each layer is multiplied in."""
-
-    site: str
-    norms: Norms
-    output_axis: OutputAxis
-
-    def of(self, paths: Any, leaves: Leaves) -> dict[str, list[str]]:
-        """The leaves that each attention scales: of the layer, or of the norm that follows it."""
-        biases = biases_of(paths, leaves)
-        follow = {} if self.site == "layer" else self.following(paths, leaves)
-        return {path: follow.get(path, [path, *biases[path]]) for path in paths}
-
-    def following(self, paths: Any, leaves: Leaves) -> dict[str, list[str]]:
-        """Scale and bias of the norm after each layer that has one."""
-        return norms_of(paths, leaves, self.norms, self.output_axis)
-
-    def told(self, leaves: Leaves, paths: list[str]) -> str:
-        """What a user wants to know beforehand: where the loss does not feel an attention."""
-        follow = self.following(paths, leaves)
-        pairs = ", ".join(f"{path} -> {places[0]}" for path, places in follow.items())
-        if not follow:
-            return ""
-        if self.site == "after_norm":
-            others = [path for path in paths if path not in follow]
-            rest = f"; on the layer itself: {', '.join(others)}" if others else ""
-            return f"Attention after the norm: {pairs}{rest}."
-        return (
-            f"By their names a norm follows {len(follow)} of {len(paths)} layers ({pairs}): the"
-            " loss does not feel their attention, the penalty alone moves it, by the layer's size."
-        )
-
-
 class _Attention(NamedTuple):
     """One learned scalar a layer, or a slice of a stacked leaf."""
 
     ratio: _Ratio
     target: Callable[[Any], Any]
     gamma: Any
-    sites: _Sites
 
-    def kept(self, s: Signals) -> Counts:
+    def kept(self, s: Signals) -> dict[str, jax.Array]:
         """``n - floor(p n)`` of each layer."""
         sizes = self.sizes(s)
         pruned = {p: floor_of_product(self.ratio(a), sizes[p]) for p, a in s.learned.items()}
@@ -247,25 +194,21 @@ class _Attention(NamedTuple):
         return self.gamma * (sum(shares) - self.target(s.step)) ** 2
 
     def seen(self, s: Signals) -> Leaves:
-        """``a m w``, and ``a b``; or ``m w`` and the norm's leaves times a."""
+        """``a m w``, and ``a b``."""
         factors = self.factors(s)
-        others = {place: a * s.dense[place] for place, a in factors.items() if place not in s.mask}
-        one = jnp.ones((), jnp.float32)
-        return others | {
-            path: attended(s.dense[path], m, factors.get(path, one.astype(s.dense[path].dtype)))
-            for path, m in s.mask.items()
-        }
+        biases = {path: a * s.dense[path] for path, a in factors.items() if path not in s.mask}
+        return biases | {p: attended(s.dense[p], m, factors[p]) for p, m in s.mask.items()}
 
     def inverse(self, s: Signals) -> Leaves:
         """The weights of which seen values are the view."""
         return {place: s.dense[place] / a for place, a in self.factors(s).items()}
 
     def factors(self, s: Signals) -> dict[str, jax.Array]:
-        """The attention at each of its sites."""
+        """The attention at the kernel and the bias of each layer."""
         return {
             place: factor_of(s.learned[path], s.dense[place], place)
-            for path, places in self.sites.of(s.mask, s.dense).items()
-            for place in places
+            for path, biases in names.biases_of(s.mask, s.dense).items()
+            for place in (path, *biases)
         }
 
 
@@ -281,11 +224,7 @@ def _forward(w: jax.Array, mask: jax.Array, a: jax.Array) -> tuple[jax.Array, tu
 
 def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     w, mask, a = saved
-    products = jnp.where(mask, w * g, 0)
-    if not a.ndim:
-        return a * g, None, sum_of(products)
-    others = [axis for axis, layers in enumerate(a.shape) if layers == 1]
-    return a * g, None, jnp.sum(products, axis=others, keepdims=True)
+    return a * g, None, sum_to(jnp.where(mask, w * g, 0), a.shape)
 
 
 attended.defvjp(_forward, _backward)

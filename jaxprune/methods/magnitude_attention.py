@@ -1,30 +1,31 @@
 """Magnitude attention-based dynamic pruning (MAP): every weight counts as much as its magnitude."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import scores
-from jaxprune.distributions import Budget, Distribution, Layers, Stacked, stack_axes
-from jaxprune.masks import largest
+from jaxprune import keep, scores
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.fences import cut
 from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
+from jaxprune.names import OutputAxis
 from jaxprune.numbers import is_traced
-from jaxprune.schedules import When, timeline
-from jaxprune.selection import cut, largest_of
+from jaxprune.schedules import When, cycles
+from jaxprune.selection import largest_of
 from jaxprune.transform import Start, method, prune
-from jaxprune.trees import OutputAxis, Where
+from jaxprune.trees import Where
 from jaxprune.types import Leaves, MaskUpdate, Memory, Signals, View, one_of, wrong
-from jaxprune.views import guard, through
+from jaxprune.units import Stacked, units_for
+from jaxprune.views import through
 
 _LEAST_FLOOR = 1e-3  # at 0 an exact zero would never come back, a zero-initialised leaf never move
 
 _ON_GRADIENT = (
-    "Attention is on the gradient, right for SGD; Adam-like optimizers divide it out again: "
-    'give them attention_on="update".'
+    "Attention is on the gradient and in the forward pass; of the former Adam-like optimizers keep "
+    'little. attention_on="update" scales their update instead: the README has both, measured.'
 )
 
 
@@ -35,13 +36,14 @@ def magnitude_attention(
     sparsity: Any,
     ramp: tuple[int, int] | None = None,
     every: int = 16,
-    exploit_at: int | None = None,
+    stop: int | None = None,
     strength: Any = 1.0,
     masked: Literal["floor", "own"] = "floor",
     forward: bool = True,
     attention_on: Literal["gradient", "update"] | None = None,
     dead_units: Literal["hold", "move"] = "hold",
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -57,15 +59,18 @@ def magnitude_attention(
 
     - attention ``a = lb + (1 - lb) min(|w| / top, 1)``; 1 on an all-zero leaf, 1 everywhere while
       the network is dense;
-    - exploring (updates completed < ``exploit_at``): ``e = m a w``; the gradient of kept weights is
+    - moving masks (updates completed < ``stop``): ``e = m a w``; the gradient of kept weights is
       ``a g``, that of masked ones ``lb g``; every ``every`` updates the mask keeps the largest
       ``|w|`` at the scheduled sparsity;
-    - exploiting (from ``exploit_at`` on): mask, top and lb are frozen; the gradient of kept weights
-      is ``a g``, masked weights do not move, by momentum and decay neither.
+    - fixed masks (from ``stop`` on): mask, top and lb are frozen; the gradient of kept weights is
+      ``a g``, masked weights do not move, by momentum and decay neither.
 
-    With SGD, attention on the gradient is the paper's form. Adam-like optimizers divide a factor on
-    the gradient out again: give them ``attention_on="update"``, which scales the finished update,
-    weight decay included.
+    `phase_of` tells "moving" from "fixed": the paper's exploration and exploitation.
+
+    Attention on the gradient is the paper's form. Adam-like optimizers divide a factor on the
+    gradient out again, but not the attention in the forward pass; ``attention_on="update"`` scales
+    the finished update instead, weight decay included. Under adamw the two could not be told apart
+    in our one experiment, and both were far ahead of no attention (README).
 
     Args:
       inner: the optimizer; or None, written out, to stand last in a chain (attention is then on the
@@ -73,7 +78,7 @@ def magnitude_attention(
       sparsity: the share to prune, in [0, 1), or a schedule: updates completed -> sparsity.
       ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
       every: updates between two refreshes; there is one at the ramp's end too.
-      exploit_at: the last refresh, in updates; by default the ramp's end (never, for a schedule).
+      stop: the last refresh, in updates; by default the ramp's end (never, for a schedule).
       strength: z, the exponent of the floor; 0 is no attention, infinity a = |w| / top.
       masked: what scales the gradient of masked weights, the "floor" lb or their "own" a.
       forward: whether attention is in the forward pass too; False gives ``e = m w``.
@@ -82,13 +87,15 @@ def magnitude_attention(
         (no update, with attention on the update), a guard against collapse under batch norm;
         "move": they do.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
-      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
+      output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
+        all: an integer, a tuple, or ``{pattern: either}``.
       seed: not used by this method's scores.
 
     Returns:
@@ -96,7 +103,7 @@ def magnitude_attention(
 
     Raises:
       ValueError: if a sparsity lies outside [0, 1), comes without its ramp, or the ramp ends before
-        it begins; if ``exploit_at`` comes before the ramp's end; if ``strength`` is negative; if a
+        it begins; if ``stop`` comes before the ramp's end; if ``strength`` is negative; if a
         choice is none of its values; if ``attention_on="gradient"`` without an optimizer.
 
     Examples:
@@ -115,8 +122,9 @@ def magnitude_attention(
       exploitation. The formula of a, the floor on masked gradients, its hold between refreshes, the
       guard and the update form are our reading.
     """
-    schedule = schedule_of(sparsity, ramp, start, where)
-    exploit_at = end_of(schedule) if exploit_at is None else exploit_at
+    units = units_for(where, exclude, output_axis, stacked)
+    schedule = schedule_of(sparsity, ramp, start, units)
+    stop = end_of(schedule) if stop is None else stop
     attention_on = attention_on or ("update" if inner is None else "gradient")
     one_of("masked", masked, ("floor", "own"))
     one_of("attention_on", attention_on, ("gradient", "update"))
@@ -128,34 +136,30 @@ def magnitude_attention(
     if not is_traced(strength) and not strength >= 0:
         raise ValueError(wrong("strength", "be at least 0", strength))
     one_of("dead_units", dead_units, ("hold", "move"))
-    when = refreshes(every, schedule, exploit_at)
+    when = refreshes(every, schedule, stop)
     attention = _Attention(
         when,
         schedule,
-        exploit_at,
+        stop,
         strength,
         own=masked == "own",
         forward=forward,
         on_update=attention_on == "update",
         hold=dead_units == "hold",
-        units=guard(output_axis, stacked),
-        stacked=stacked,
     )
-    largest_stay = MaskUpdate(
-        when=when,
-        score=scores.magnitude,
-        count=Budget(schedule, distribution, overrides, min_density, stacked),
-        select=partial(largest, min_density=min_density),
-    )
+    budget = Budget(schedule, distribution, overrides, min_density)
     return prune(
         inner,
-        [largest_stay],
-        View(attention.seen, attention.update_scale, True, attention.inverse if forward else None),
-        where=where,
+        [MaskUpdate(when, scores.magnitude, keep.largest(budget))],
+        View(
+            attention.seen,
+            attention.update_scale,
+            inverse=attention.inverse if forward else None,
+        ),
+        units=units,
         start=start,
-        memory=Memory(init=attention.blank, update=attention.remember),
-        phases=timeline(("explore", exploit_at), *([("exploit", None)] if exploit_at else [])),
-        output_axis=output_axis,
+        memory=Memory(attention.blank, attention.remember),
+        phases=cycles(*([("moving", stop)] if stop else []), then="fixed" if stop else "moving"),
         note="" if attention.on_update else _ON_GRADIENT,
         seed=seed,
     )
@@ -166,19 +170,17 @@ class _Attention(NamedTuple):
 
     when: When
     schedule: Schedule
-    exploit_at: int | None
+    stop: int | None
     strength: Any
     own: bool
     forward: bool
     on_update: bool
     hold: bool
-    units: Memory
-    stacked: Stacked
 
     def of_weights(self, s: Signals) -> dict[str, jax.Array]:
         """``a = lb + (1 - lb) min(|w| / top, 1)``; the backward pass takes it as given."""
         attention = {}
-        for path in s.mask:
+        for path in s.support:
             floor, top = self.held(s, path)
             a = floor + (1 - floor) * share_of_maximum(s.dense[path], top)
             attention[path] = jax.lax.stop_gradient(a)
@@ -192,9 +194,9 @@ class _Attention(NamedTuple):
     def of_changes(self, s: Signals, path: str, a: jax.Array) -> jax.Array:
         """A on kept weights; on masked ones the floor, or nothing where the whole unit is dead."""
         lower = a if self.own else self.held(s, path)[0]
-        if self.hold:
+        if self.hold and path in s.memory["alive"]:
             lower = jnp.where(s.memory["alive"][path], lower, 0)
-        return jnp.where(s.mask[path], a, lower)
+        return jnp.where(s.support[path], a, lower)
 
     def seen(self, s: Signals) -> Leaves:
         """``e = m a w``."""
@@ -205,36 +207,38 @@ class _Attention(NamedTuple):
             # Selected, not only multiplied: a factor 0 must hold an infinite gradient off, too.
             backward = w if self.on_update else jnp.where(factor != 0, factor * w, 0)
             value = a.astype(w.dtype) * w if self.forward else w
-            leaves[path] = through(cut(value, s.mask[path]), backward)
+            leaves[path] = through(cut(value, s.support[path]), backward)
         return leaves
 
     def update_scale(self, s: Signals) -> Leaves:
-        """Kept weights always move, masked ones while exploring."""
-        exploring = True if self.exploit_at is None else s.step < self.exploit_at
+        """Kept weights always move, masked ones while masks do."""
+        moving = True if self.stop is None else s.step < self.stop
         if not self.on_update:
-            return {path: m | exploring for path, m in s.mask.items()}
+            return {path: m | moving for path, m in s.support.items()}
         return {
-            path: jnp.where(s.mask[path] | exploring, self.of_changes(s, path, a), 0)
+            path: jnp.where(s.support[path] | moving, self.of_changes(s, path, a), 0)
             for path, a in self.of_weights(s).items()
         }
 
     def inverse(self, s: Signals) -> Leaves:
         """The weights of which seen values are the view."""
-        return {path: without_attention(s.dense[path], *self.held(s, path)) for path in s.mask}
+        return {path: without_attention(s.dense[path], *self.held(s, path)) for path in s.support}
 
-    def blank(self, mask: Leaves) -> dict[str, Any]:
+    def blank(self, s: Signals) -> dict[str, Any]:
         """Before the first update the network is dense: a is 1 everywhere."""
-        top = Layers.of(mask, self.stacked).full(1.0)
-        return {"floor": jnp.ones((), jnp.float32), "top": top, **self.units.init(mask)}
+        top = s.units.layers(s.mask).full(1.0)
+        return {"floor": jnp.ones((), jnp.float32), "top": top, "alive": s.units.living(s.mask)}
 
     def remember(self, s: Signals) -> dict[str, Any]:
         """lb, maxima and living units of this refresh; on the first update, of the start."""
         age = jnp.where(self.when(s.step), s.step, 0)
         density = 1 - jnp.asarray(self.schedule(age), jnp.float32)
-        floor = jnp.maximum(density**self.strength, _LEAST_FLOOR)
-        stacks = stack_axes(s.mask, self.stacked)
-        top = {path: largest_magnitude(s.dense[path], stacks.get(path)) for path in s.mask}
-        return {"floor": floor, "top": top, **self.units.update(s)}
+        stacks = s.units.stacks(s.mask)
+        return {
+            "floor": jnp.maximum(density**self.strength, _LEAST_FLOOR),
+            "top": {p: largest_magnitude(s.dense[p], stacks.get(p)) for p in s.support},
+            "alive": s.units.living(s.mask),
+        }
 
 
 def largest_magnitude(w: jax.Array, stack: int | None = None) -> jax.Array:

@@ -1,20 +1,21 @@
 """Movement pruning: weights that training moves towards zero go, however large they are."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.masks import largest
+from jaxprune import keep
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.fences import cut
 from jaxprune.methods.common import refreshes, schedule_of
-from jaxprune.selection import cut
+from jaxprune.names import OutputAxis
 from jaxprune.transform import Start, method, prune
-from jaxprune.trees import OutputAxis, Where
+from jaxprune.trees import Where
 from jaxprune.types import Learner, Leaves, MaskUpdate, Signals, View, check_optimizer
+from jaxprune.units import Stacked, units_for
 from jaxprune.views import through
 
 
@@ -25,8 +26,9 @@ def movement(
     sparsity: Any,
     ramp: tuple[int, int] | None = None,
     every: int = 16,
-    score_optimizer: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (holds no state)
+    learner: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (holds no state)
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -53,17 +55,19 @@ def movement(
       sparsity: the share to prune, in [0, 1), or a schedule: updates completed -> sparsity.
       ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
       every: updates between two refreshes; there is one at the ramp's end too.
-      score_optimizer: the optimizer of the scores. ``optax.sgd(1.0)`` adds up exactly ``- w g``.
+      learner: the optimizer of the scores. ``optax.sgd(1.0)`` adds up exactly ``- w g``.
         Another constant rate only multiplies all scores, so that their ranks and the masks are the
         same; a schedule would weigh some updates more than others, and weight decay forgets.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
-      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
+      output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
+        all: an integer, a tuple, or ``{pattern: either}``.
       seed: not used by this method's scores.
 
     Returns:
@@ -73,7 +77,7 @@ def movement(
     Raises:
       ValueError: if ``inner`` is None; if a sparsity lies outside [0, 1), comes without its ramp,
         or the ramp ends before it begins.
-      TypeError: if ``score_optimizer`` is not an optimizer.
+      TypeError: if ``learner`` is not an optimizer.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -94,35 +98,34 @@ def movement(
       equal, as the zeros of a leaf without gradient, go to the lower index. A NaN gradient stays in
       its score, a pruned weight's too, and refreshes are skipped from then on, and counted.
     """
-    check_optimizer("score_optimizer", score_optimizer)
-    schedule = schedule_of(sparsity, ramp, start, where)
-    budget = Budget(schedule, distribution, overrides, min_density, stacked)
+    check_optimizer("learner", learner)
+    units = units_for(where, exclude, output_axis, stacked)
+    schedule = schedule_of(sparsity, ramp, start, units)
+    budget = Budget(schedule, distribution, overrides, min_density)
     highest_stay = MaskUpdate(
         when=refreshes(every, schedule, None),
         score=lambda s: s.learned,
-        count=budget,
-        select=partial(largest, min_density=min_density),
+        keep=keep.largest(budget),
     )
     return prune(
         inner,
         [highest_stay],
-        View(_seen, update_scale=lambda s: s.mask, copy=True),
-        where=where,
+        View(_seen, update_scale=lambda s: s.support),
+        units=units,
         start=start,
-        learner=Learner(_zeros, score_optimizer),
-        output_axis=output_axis,
+        learner=Learner(_zeros, learner),
         seed=seed,
     )
 
 
-def _zeros(mask: Leaves) -> Leaves:
-    return {path: jnp.zeros_like(m, dtype=jnp.float32) for path, m in mask.items()}
+def _zeros(s: Signals) -> Leaves:
+    return {path: jnp.zeros_like(m, dtype=jnp.float32) for path, m in s.mask.items()}
 
 
 def _seen(s: Signals) -> Leaves:
     """``m w``: w has the gradient ``m g``, and its score ``w g``, pruned or not."""
     seen = {}
-    for path, mask in s.mask.items():
+    for path, mask in s.support.items():
         w = s.dense[path]
         straight = s.learned[path].astype(w.dtype) * jax.lax.stop_gradient(w)
         seen[path] = through(cut(w, mask), jnp.where(mask, w, 0) + straight)

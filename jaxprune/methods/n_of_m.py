@@ -4,15 +4,15 @@ from typing import Literal
 
 import optax
 
-from jaxprune import scores, views
-from jaxprune.distributions import Budget, Stacked
-from jaxprune.methods.common import end_of, refreshes, schedule_of
-from jaxprune.methods.groups import Groups
+from jaxprune import keep, scores, views
+from jaxprune.fences import cut
+from jaxprune.methods.common import end_of, ramp_of, refreshes, units_of_groups
+from jaxprune.names import OutputAxis
 from jaxprune.schedules import cubic
-from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
-from jaxprune.trees import OutputAxis, Where
+from jaxprune.trees import Where
 from jaxprune.types import Candidates, Leaves, MaskUpdate, Signals, View, one_of
+from jaxprune.units import Stacked
 
 
 @method
@@ -25,12 +25,14 @@ def n_of_m(
     every: int = 16,
     view: Literal["hard", "straight_through"] = "hard",
     where: Where | None = None,
+    exclude: Where | None = None,
     start: Start = None,
     output_axis: OutputAxis = None,
+    unfit: Literal["refuse", "skip"] = "refuse",
     stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps the n largest weights of every m neighbours along the contraction axis.
+    """Keeps the n largest weights of every m neighbours along the contraction.
 
     Without a ramp masks are chosen at the first update. Along a ramp the
     ``ceil(m (1 - s_t))`` largest ``|w|`` of each group stay at update t of a refresh, with ``s_t``
@@ -46,20 +48,24 @@ def n_of_m(
         "straight_through": dense weights go on learning from the pruned network's gradient, and
         masks are renewed among all of them without end.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       start: first masks, by path, or a function of the first update's `Signals`; a leaf that is
         missing stays whole. A ramp begins at the sparsity of masks that are given.
-      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong (last
-        for kernels, first for a leaf named ``weight``); groups lie along the one beside it.
+      output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
+        all: an integer, a tuple, or ``{pattern: either}``.
+      unfit: what becomes of leaves that do not sum a multiple of m inputs: "refuse" names them all,
+        "skip" leaves them dense, and `plan` says so.
       stacked: ``{pattern: axis}`` of scanned layers; groups never cross slices.
       seed: not used by this method's scores.
 
     Returns:
-      A gradient transformation; the params are the pruned network after each update.
+      A gradient transformation; the params are the pruned network after each update. With the hard
+      view masks rank the weights of before the update that changes them.
 
     Raises:
       ValueError: if ``n`` lies outside [1, m], ``m`` is below 2, the ramp ends before it begins, or
-        ``view`` is neither "hard" nor "straight_through"; at ``init`` if a leaf's axis is no
-        multiple of ``m``.
+        a choice is none of its values; at ``init`` if leaves do not fit, or their
+        outputs are not known.
       TypeError: if a number is not an integer.
 
     Examples:
@@ -76,31 +82,23 @@ def n_of_m(
       Mishra et al., Accelerating Sparse Deep Neural Networks, 2021,
       https://arxiv.org/abs/2104.08378 (at once, of a trained network; hard); straight-through: the
       form without decay in Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks
-      From Scratch, 2021, https://arxiv.org/abs/2102.04010. The ramp within groups is original.
+      From Scratch, 2021, https://arxiv.org/abs/2102.04010. The ramp within groups is ours.
     """
     one_of("view", view, ("hard", "straight_through"))
-    hard, groups = view == "hard", Groups(n, m, output_axis, stacked)
-    share = groups.share_pruned
-    schedule = cubic(0, 1, share) if ramp is None else schedule_of(share, ramp, start, where)
+    hard, groups = view == "hard", keep.n_of_m(n, m)
+    units = units_of_groups(m, unfit, where, exclude, output_axis, stacked)
+    share = groups.sparsity
+    course = cubic(0, 1, share) if ramp is None else ramp_of(share, ramp, start, units)
     largest_stay = MaskUpdate(
-        when=refreshes(every, schedule, end_of(schedule) if hard else None),
-        score=scores.magnitude,
-        count=Budget(schedule, "uniform"),
-        select=groups.keep,
-        candidates=Candidates.KEPT if hard else Candidates.ALL,
+        refreshes(every, course, end_of(course) if hard else None),
+        scores.magnitude,
+        keep.n_of_m(n, m, course),
+        Candidates.KEPT if hard else Candidates.ALL,
     )
-    seen = views.hard if hard else View(_straight_through, copy=True)
-    return prune(
-        inner,
-        [largest_stay],
-        seen,
-        where=where,
-        start=start,
-        output_axis=output_axis,
-        seed=seed,
-    )
+    seen = views.hard if hard else View(_straight_through)
+    return prune(inner, [largest_stay], seen, units=units, start=start, seed=seed)
 
 
 def _straight_through(s: Signals) -> Leaves:
     # No guard against dead units: along the contraction each has n of m weights.
-    return {p: views.through(cut(s.dense[p], mask), s.dense[p]) for p, mask in s.mask.items()}
+    return {p: views.through(cut(s.dense[p], mask), s.dense[p]) for p, mask in s.support.items()}

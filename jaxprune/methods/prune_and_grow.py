@@ -1,24 +1,23 @@
 """Prune and grow (IEE): train the kept weights, explore the pruned ones, swap worst for best."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import scores
-from jaxprune.distributions import Distribution, Stacked
-from jaxprune.masks import largest
-from jaxprune.methods.common import Less, Together, budget_of, drawn
-from jaxprune.methods.groups import Groups
+from jaxprune import keep, masks, scores
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.methods.common import Schedule, budget_of, share_of, units_of_groups
+from jaxprune.names import OutputAxis
 from jaxprune.numbers import checked_share, step_number
-from jaxprune.schedules import Every, Timeline, timeline
-from jaxprune.transform import Start, method, prune
-from jaxprune.trees import OutputAxis, Where
-from jaxprune.types import Candidates, Leaves, MaskUpdate, Memory, Signals, View, one_of, wrong
+from jaxprune.schedules import Cycles, constant, cycles, once
+from jaxprune.selection import as_array
+from jaxprune.transform import AtRandom, Start, method, prune
+from jaxprune.trees import Where
+from jaxprune.types import KEPT, PRUNED, Leaves, MaskUpdate, Memory, Signals, View, one_of, wrong
+from jaxprune.units import Groups, Stacked, units_for
 from jaxprune.views import masked
 
 Score = Callable[[Signals], Leaves]
@@ -33,7 +32,7 @@ def prune_and_grow(
     measure_steps: int = 150,
     improve_steps: int = 150,
     explore_steps: int = 150,
-    swap_fraction: tuple[float, float] = (0.3, 0.05),
+    swap_fraction: float | Schedule | tuple[float, float] = (0.3, 0.05),
     importance: Literal["magnitude", "taylor"] | Score = "magnitude",
     ranking: Literal["leaf", "global"] = "leaf",
     reactivate_from: Literal["recent", "init", "zero"] = "recent",
@@ -41,11 +40,14 @@ def prune_and_grow(
     freeze_kept: bool = True,
     freeze_rest: bool = False,
     n_of_m: tuple[int, int] | None = None,
+    unfit: Literal["refuse", "skip"] = "refuse",
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
     stacked: Stacked = None,
+    channels: Groups | None = None,
     start: Start | Literal["magnitude"] = None,
     output_axis: OutputAxis = None,
     seed: int = 0,
@@ -72,7 +74,8 @@ def prune_and_grow(
       measure_steps: length of stage 1, at least 1.
       improve_steps: length of stage 3; 0 leaves it out.
       explore_steps: length of stage 4; with 0 what grows has had no training of its own.
-      swap_fraction: omega in the first cycle and in the last.
+      swap_fraction: omega: (in the first cycle, in the last), geometric in between; or a number, or
+        a schedule n -> omega.
       importance: "magnitude" ``|w|``; "taylor", the mean of ``|w g|`` over stage 1 for K and over
         stage 4 for P, a step that is not finite adding 0; or a function of `Signals` (of new
         weights, without their gradient).
@@ -84,17 +87,22 @@ def prune_and_grow(
       grow_from: what grown weights start from: the value that exploring gave them, or "zero".
       freeze_kept: whether K stands still while P explores.
       freeze_rest: whether everything else stands still then too: biases, norms, unpruned leaves.
-      n_of_m: (n, m) for N:M sparsity: n kept of every m neighbours along the contraction axis;
-        swaps then stay within groups, at most one in each.
+      n_of_m: (n, m) for N:M sparsity: n kept of every m neighbours along the contraction; swaps
+        then stay within groups, at most one in each.
+      unfit: what becomes of leaves that do not sum a multiple of m inputs: "refuse" names them all,
+        "skip" leaves them dense, and `plan` says so.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: of the first masks: "erk", "uniform", "global", densities, or a function. With
         "global" the ranking is global too.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: ``{name: Group}`` to prune whole channels, in place of ``where``.
       start: first masks, by path, or a function of the first update's `Signals`; "magnitude" takes
         the largest weights of a trained network; by default chance decides.
-      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
+      output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
+        all: an integer, a tuple, or ``{pattern: either}``.
       seed: of the first masks.
 
     Returns:
@@ -137,87 +145,100 @@ def prune_and_grow(
     if inner is None:
         hint = "it freezes weights, and needs their gradients"
         raise ValueError(wrong("inner", "be an optimizer, not stand last in a chain", None, hint))
+    course = cycles(
+        ("measure", step_number("measure_steps", measure_steps, 1)),
+        ("improve", step_number("improve_steps", improve_steps, 0)),
+        ("explore", step_number("explore_steps", explore_steps, 0)),
+        stop=step_number("stop", stop, 1),
+        then="train",
+    )
+    swap = _swap(swap_fraction, course)
+    score, memory = _importance(importance, course)
+    if n_of_m is None:
+        units = units_for(where, exclude, output_axis, stacked, channels)
+        budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
+        budget = budget.together() if ranking == "global" else budget
+        weakest, kept, swapped = score, keep.largest(budget), budget.less(swap)
+    else:
+        kept = keep.n_of_m(*_checked_groups(n_of_m, sparsity))
+        if overrides or min_density or ranking != "leaf" or distribution != "erk" or channels:
+            expected = "stand without `overrides`, `min_density`, `ranking`, `distribution`"
+            expected += " and `channels`"
+            raise ValueError(wrong("n_of_m", expected, n_of_m, "its groups are the counts"))
+        units = units_of_groups(kept.m, unfit, where, exclude, output_axis, stacked)
+        weakest, budget = _weakest_of(score, kept.m), Budget(constant(kept.sparsity), "uniform")
+        swapped = budget.less(lambda step: jnp.minimum(swap(step), 1 / kept.n))
+    first = []
     if isinstance(start, str):
         one_of("start", start, ("magnitude",))
-    cycles = _Cycles.until(stop, measure_steps, improve_steps, explore_steps, swap_fraction)
-    score, memory = _importance(importance, cycles.phases)
-    if n_of_m is None:
-        budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked, where)
-        counts = Together(budget) if ranking == "global" else budget
-        highest = partial(largest, min_density=min_density)
-        keep, drop, down, fill = highest, score, highest, largest
-        share: Callable[[Any], jax.Array] = cycles.omega
-    else:
-        if not isinstance(n_of_m, tuple | list) or len(n_of_m) != 2:
-            raise ValueError(wrong("n_of_m", "be (n, m)", n_of_m))
-        if overrides or min_density or ranking != "leaf" or distribution != "erk":
-            expected = "stand without `overrides`, `min_density`, `ranking` and `distribution`"
-            raise ValueError(wrong("n_of_m", expected, n_of_m, "its groups are the counts"))
-        groups = Groups(*n_of_m, output_axis, stacked)
-        budget = groups.agreed_budget(sparsity)
-        counts = replace(budget, stacked=stacked)
-        keep, drop, down, fill = groups.keep, groups.weakest_of(score), largest, groups.fill
-        share = partial(_at_most, cycles.omega, 1 / n_of_m[0])
-    first = drawn(budget, scores.magnitude if start == "magnitude" else scores.random, keep)
-    own_start = start is None or isinstance(start, str)
+        first, start = [MaskUpdate(once(1), scores.magnitude, kept, KEPT)], None
+    elif start is None:
+        start = AtRandom(kept)
     return prune(
         inner,
         [
-            *((first,) if own_start else ()),
-            MaskUpdate(cycles.prune, drop, Less(counts, share), down, Candidates.KEPT),
-            MaskUpdate(cycles.grow, score, counts, fill, Candidates.PRUNED),
+            *first,
+            MaskUpdate(course.at_end_of("measure"), weakest, keep.largest(swapped), KEPT),
+            MaskUpdate(course.at_end_of("explore"), score, kept, PRUNED),
         ],
-        _view(cycles.phases, reactivate_from, grow_from, freeze_kept, freeze_rest),
-        where=where,
-        start=None if own_start else start,
+        _view(course, reactivate_from, grow_from, freeze_kept, freeze_rest),
+        units=units,
+        start=start,
         memory=memory,
-        phases=cycles.phases,
-        output_axis=output_axis,
+        phases=course,
         seed=seed,
     )
 
 
-class _Cycles(NamedTuple):
-    """When what happens: the phases, and the steps of the two changes of masks."""
+class _Geometric(NamedTuple):
+    """A share that goes geometrically from the first cycle's to the last one's."""
 
-    phases: Timeline
-    prune: Every
-    grow: Every
-    shares: tuple[float, ...]
+    course: Cycles
+    first: float
+    last: float
 
-    @classmethod
-    def until(cls, stop: Any, measure: Any, improve: Any, explore: Any, swap: Any) -> "_Cycles":
-        """As many whole cycles as end by a step."""
-        stop, measure = step_number("stop", stop, 1), step_number("measure_steps", measure, 1)
-        improve = step_number("improve_steps", improve, 0)
-        explore = step_number("explore_steps", explore, 0)
-        length = measure + improve + explore
-        number = stop // length
-        if not number:
-            expected = f"leave room for a cycle, which is {length} updates long"
-            raise ValueError(wrong("stop", expected, stop, "nothing would ever be swapped"))
-        if not isinstance(swap, tuple | list) or len(swap) != 2:
-            raise ValueError(wrong("swap_fraction", "be (first, last)", swap))
-        first, last = (checked_share("swap_fraction", share) for share in swap)
-        way = [cycle / max(number - 1, 1) for cycle in range(number)]
-        stages = (("measure", measure), ("improve", improve), ("explore", explore)) * number
-        return cls(
-            timeline(*stages, ("train", None)),
-            Every(length, measure, measure + (number - 1) * length),
-            Every(length, length, number * length),
-            tuple(first ** (1 - w) * last**w for w in way),
+    def __call__(self, step: Any) -> jax.Array:
+        """That of the cycle in which a step ends."""
+        way = self.course.cycle(step - 1).astype(jnp.float32) / max(self.course.number - 1, 1)
+        return jnp.float32(self.first) ** (1 - way) * jnp.float32(self.last) ** way
+
+
+def _swap(fraction: Any, course: Cycles) -> Schedule:
+    """Omega, the share of K that a cycle swaps, as a schedule."""
+    if not isinstance(fraction, tuple | list):
+        return share_of("swap_fraction", fraction, constant)
+    if len(fraction) != 2:
+        raise ValueError(
+            wrong("swap_fraction", "be (first, last), a number or a schedule", fraction)
         )
-
-    def omega(self, step: Any) -> jax.Array:
-        """The share of K that the cycle of a step swaps."""
-        return jnp.asarray(self.shares, jnp.float32)[(step - 1) // self.prune.interval]
+    return _Geometric(course, *(checked_share("swap_fraction", share) for share in fraction))
 
 
-def _at_most(share: Callable[[Any], jax.Array], bound: float, step: Any) -> jax.Array:
-    return jnp.minimum(share(step), bound)
+def _checked_groups(n_of_m: Any, sparsity: Any) -> tuple[int, int]:
+    if not isinstance(n_of_m, tuple | list) or len(n_of_m) != 2:
+        raise ValueError(wrong("n_of_m", "be (n, m)", n_of_m))
+    n, m = n_of_m
+    if sparsity is not None and sparsity != (m - n) / m:
+        expected = f"be {(m - n) / m:g} or left out beside {n}:{m}"
+        raise ValueError(wrong("sparsity", expected, sparsity))
+    return n, m
 
 
-def _importance(importance: Any, phases: Timeline) -> tuple[Score, Memory | None]:
+def _weakest_of(score: Score, m: int) -> Score:
+    """A score by which at most one entry of each group can be dropped: infinite on others."""
+
+    def weakest(s: Signals) -> Leaves:
+        given = {path: as_array(x) for path, x in score(s).items()}
+        below = {path: jnp.where(kept, -given[path], -jnp.inf) for path, kept in s.mask.items()}
+        least = masks.n_of_m(below, 1, m, s.units.contraction_axes(s.mask))
+        return {
+            path: jnp.where(least[path] | jnp.isnan(x), x, jnp.inf) for path, x in given.items()
+        }
+
+    return weakest
+
+
+def _importance(importance: Any, phases: Cycles) -> tuple[Score, Memory | None]:
     """The score of weights of K and P, and what has to be remembered for it."""
     if not isinstance(importance, str):
         return importance, None
@@ -228,41 +249,42 @@ def _importance(importance: Any, phases: Timeline) -> tuple[Score, Memory | None
     def remembered(s: Signals) -> Leaves:
         return s.memory
 
-    def nothing(mask: Leaves) -> Leaves:
-        return {path: jnp.zeros_like(m, dtype=jnp.float32) for path, m in mask.items()}
+    def nothing(s: Signals) -> Leaves:
+        return {site: jnp.zeros_like(m, dtype=jnp.float32) for site, m in s.mask.items()}
 
     def summed(s: Signals) -> Leaves:
         """The sum over the stage, which ranks as the mean does; NaN where nothing was finite."""
         phase = phases(s.step)
         counts = phase.named("measure") | phase.named("explore")
         new = {}
-        for path, saliency in scores.saliency(s).items():
-            old = jnp.where(counts & (phase.step == 0), jnp.nan, s.memory[path])
+        for site, score in s.units.pooled(scores.saliency(s)).items():
+            saliency = as_array(score)
+            old = jnp.where(counts & (phase.step == 0), jnp.nan, s.memory[site])
             more = jnp.where(jnp.isnan(old), 0, old) + saliency
-            new[path] = jnp.where(counts & jnp.isfinite(saliency), more, old)
+            new[site] = jnp.where(counts & jnp.isfinite(saliency), more, old)
         return new
 
     return remembered, Memory(init=nothing, update=summed, at="step")
 
 
-def _view(phases: Timeline, reactivate: str, grow: str, freeze_kept: bool, rest: bool) -> View:
+def _view(phases: Cycles, reactivate: str, grow: str, freeze_kept: bool, rest: bool) -> View:
     """``e = m w``, and while exploring ``e = w``, where K stands still and P moves."""
 
     def exploring(s: Signals) -> jax.Array:
         return phases(s.step).named("explore")
 
     def apply(s: Signals) -> Leaves:
-        return masked(s.dense, {path: m | exploring(s) for path, m in s.mask.items()})
+        return masked(s.dense, {path: m | exploring(s) for path, m in s.support.items()})
 
     def update_scale(s: Signals) -> Leaves:
         now = exploring(s)
-        scale = {path: m ^ now if freeze_kept else m | now for path, m in s.mask.items()}
-        others = [path for path in s.dense if path not in s.mask] if rest else []
+        scale = {path: m ^ now if freeze_kept else m | now for path, m in s.support.items()}
+        others = [path for path in s.dense if path not in s.support] if rest else []
         return scale | dict.fromkeys(others, ~now)
 
     def settle(s: Signals, grown: Leaves) -> Leaves:
-        dense = {path: s.dense[path] for path in s.mask}
-        for path, m in s.mask.items():
+        dense = {path: s.dense[path] for path in s.support}
+        for path, m in s.support.items():
             if reactivate == "zero":
                 dense[path] = jnp.where(m, dense[path], 0)
             if reactivate == "recent":  # 0 at first, then whatever it was last
@@ -272,4 +294,4 @@ def _view(phases: Timeline, reactivate: str, grow: str, freeze_kept: bool, rest:
         return dense
 
     settles = reactivate != "init" or grow != "explored"
-    return View(apply, update_scale, copy=True, settle=settle if settles else None)
+    return View(apply, update_scale, settle=settle if settles else None)

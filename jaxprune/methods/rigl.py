@@ -5,12 +5,20 @@ from typing import Any
 
 import optax
 
-from jaxprune import scores, views
-from jaxprune.distributions import Distribution, Stacked
-from jaxprune.methods.common import CosineDecay, budget_of, drawn, drop_and_grow, periodic
-from jaxprune.numbers import checked_share
-from jaxprune.transform import Start, method, prune
+from jaxprune import keep, scores, views
+from jaxprune.distributions import Distribution
+from jaxprune.methods.common import (
+    CosineDecay,
+    Schedule,
+    budget_of,
+    check_block,
+    periodic,
+    share_of,
+)
+from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
+from jaxprune.types import KEPT, PRUNED, MaskUpdate
+from jaxprune.units import Stacked, units_for
 
 
 @method
@@ -20,45 +28,52 @@ def rigl(
     stop: int,
     sparsity: Any = None,
     every: int = 100,
-    drop_fraction: float = 0.3,
+    drop_fraction: float | Schedule = 0.3,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
+    block: tuple[int, ...] | None = None,
     stacked: Stacked = None,
     start: Start = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains sparse from the first update: drops small weights, grows where the gradient is large.
 
-    Masks are drawn at random. Every ``every`` updates, as long as they come before ``stop``, the
-    ``floor(f_n k)`` smallest ``|w|`` of the k kept weights of a leaf are dropped, and as many of
-    the largest ``|dL/de|`` among all pruned ones are grown, with
-    ``f_n = f / 2 (1 + cos(pi n / stop))``. Grown weights start at 0.
+    Masks are drawn at random. Every ``every`` updates, up to ``stop``, the ``floor(f_n k)``
+    smallest ``|w|`` of the k kept weights of a leaf are dropped, and as many of the largest
+    ``|dL/de|`` among all pruned ones are grown, with ``f_n = f / 2 (1 + cos(pi n / stop))``. Grown
+    weights start at 0.
 
     Args:
       inner: the optimizer. The method cannot stand last in a chain, where no gradients arrive.
-      stop: the update from which masks are fixed; 0.75 of training is usual.
+      stop: the last update that may change masks; 0.75 of training is usual.
       sparsity: the share to prune, in [0, 1). Not needed beside masks as ``start``, whose counts
         are then kept.
       every: updates between two changes of masks. Results depend on it: tune it.
-      drop_fraction: f, the share of the kept weights that is dropped at first, in [0, 1).
+      drop_fraction: f, the share of the kept weights that is dropped at first, in [0, 1); or a
+        schedule n -> ``f_n``.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "erk", "uniform", densities, a function that returns them, or "global": then
         weights and gradients of all leaves are ranked together.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf.
+      block: the shape of blocks that live and die together, ranked by the mean of their scores; one
+        shorter than a leaf's means its last axes. Counts are then those of blocks.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       start: first masks, by path, or a function of the first update's `Signals`; by default chance
         decides.
       seed: of the first masks.
 
     Returns:
-      A gradient transformation; the params are the pruned network after each update.
+      A gradient transformation; the params are the pruned network after each update. Masks rank the
+      weights and the gradient of before the update that changes them.
 
     Raises:
       ValueError: if a share lies outside [0, 1), there is neither a sparsity nor masks, or no
-        change comes before ``stop``; at ``init`` if it stands last in a chain.
+        change comes by ``stop``; at ``init`` if it stands last in a chain.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -78,15 +93,21 @@ def rigl(
       updated on the step that changes masks, too, and grown ones with them; and second moments of
       grown weights restart at the mean of their leaf, first ones at 0.
     """
-    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked, where)
-    share = CosineDecay(checked_share("drop_fraction", drop_fraction), stop)
-    swap = drop_and_grow(
-        periodic(every, stop),
-        budget,
-        share,
-        drop=scores.magnitude,
-        grow=scores.gradient,
-        min_density=min_density,
+    check_block(block, start)
+    units = units_for(where, exclude, stacked=stacked)
+    budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
+    dropped = share_of("drop_fraction", drop_fraction, lambda f: CosineDecay(f, stop))
+    swapping = periodic(every, stop)
+    fewer = keep.in_blocks(keep.largest(budget.less(dropped)), block)
+    full = keep.in_blocks(keep.largest(budget), block)
+    return prune(
+        inner,
+        [
+            MaskUpdate(swapping, scores.magnitude, fewer, KEPT),
+            MaskUpdate(swapping, scores.gradient, full, PRUNED),
+        ],
+        views.hard,
+        units=units,
+        start=AtRandom(full) if start is None else start,
+        seed=seed,
     )
-    first = [drawn(budget)] if start is None else []
-    return prune(inner, [*first, *swap], views.hard, where=where, start=start, seed=seed)

@@ -5,12 +5,13 @@ from typing import Any
 
 import optax
 
-from jaxprune import scores, views
-from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.methods.common import drawn
-from jaxprune.schedules import constant
+from jaxprune import keep, scores, views
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.schedules import constant, once
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
+from jaxprune.types import KEPT, MaskUpdate
+from jaxprune.units import Stacked, units_for
 
 
 @method
@@ -19,6 +20,7 @@ def snip(
     *,
     sparsity: Any,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -35,6 +37,7 @@ def snip(
       inner: the optimizer. The method cannot stand last in a chain, where no gradients arrive.
       sparsity: the share to prune, in [0, 1).
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking. A leaf that is initialised
@@ -45,7 +48,8 @@ def snip(
       seed: not used by this method's scores.
 
     Returns:
-      A gradient transformation; the params are the pruned network after each update.
+      A gradient transformation; the params are the pruned network after each update. Masks rank the
+      weights and the gradient of before the update that changes them.
 
     Raises:
       ValueError: if a sparsity lies outside [0, 1); at ``init`` if it stands last in a chain.
@@ -66,6 +70,7 @@ def snip(
       the first step of training; ours also updates what it keeps on that step, by the gradient of
       the dense network. For a gradient of several batches wrap it in `optax.MultiSteps`.
     """
-    budget = Budget(constant(sparsity), distribution, overrides, min_density, stacked)
-    most_missed = drawn(budget, scores.saliency)
-    return prune(inner, [most_missed], views.hard, where=where, start=start, seed=seed)
+    budget = Budget(constant(sparsity), distribution, overrides, min_density)
+    most_missed = MaskUpdate(once(1), scores.saliency, keep.largest(budget), KEPT)
+    units = units_for(where, exclude, stacked=stacked)
+    return prune(inner, [most_missed], views.hard, units=units, start=start, seed=seed)

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.distributions import Layers, Stacked
+from jaxprune import keep
+from jaxprune.fences import cut
 from jaxprune.numbers import is_traced
 from jaxprune.schedules import every
-from jaxprune.selection import cut
+from jaxprune.selection import sum_to
 from jaxprune.transform import method, prune
 from jaxprune.trees import Where
 from jaxprune.types import (
-    Count,
-    Counts,
     Learner,
     Leaves,
     MaskUpdate,
@@ -24,17 +23,18 @@ from jaxprune.types import (
     check_optimizer,
     wrong,
 )
-from jaxprune.views import through
+from jaxprune.units import Stacked, units_for
 
 
 @method
 def soft_threshold(
     inner: optax.GradientTransformation,
     *,
-    threshold_optimizer: optax.GradientTransformation,
+    learner: optax.GradientTransformation,
     threshold_init: Any,
     decay: Any,
     where: Where | None = None,
+    exclude: Where | None = None,
     stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -57,12 +57,13 @@ def soft_threshold(
 
     Args:
       inner: the optimizer of the weights. Its weight decay acts on w, not on what is seen of it.
-      threshold_optimizer: the optimizer of every s_l. The paper has one optimizer, one learning
+      learner: the optimizer of every s_l. The paper has one optimizer, one learning
         rate and one decay for weights and thresholds; an optimizer such as Adam rescales the decay.
       threshold_init: the paper's s_init, every s_l before the first update, below 0. The first
         threshold is its sigmoid: 0 for the paper's -3200 (ResNet-50 on ImageNet).
       decay: lambda, the weight of the penalty, 0 or more.
       where: which leaves are pruned, each with its threshold; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices have thresholds of their own.
       seed: not used by this method's scores.
 
@@ -72,13 +73,13 @@ def soft_threshold(
     Raises:
       ValueError: if ``inner`` is None, ``threshold_init`` is not below 0 or not finite, or
         ``decay`` is negative.
-      TypeError: if ``threshold_optimizer`` is not an optimizer.
+      TypeError: if ``learner`` is not an optimizer.
 
     Examples:
       >>> import jax.numpy as jnp, numpy as np, optax, jaxprune
       >>> tx = jaxprune.soft_threshold(
       ...     optax.sgd(0.1),
-      ...     threshold_optimizer=optax.sgd(1.0),
+      ...     learner=optax.sgd(1.0),
       ...     threshold_init=-1.0986123,  # sigmoid gives 0.25
       ...     decay=0.0,
       ... )
@@ -95,7 +96,7 @@ def soft_threshold(
       so that a leaf of zeros can leave 0 where the first threshold allows it; and the loss of the
       first update is that of the weights as they are given.
     """
-    check_optimizer("threshold_optimizer", threshold_optimizer)
+    check_optimizer("learner", learner)
     if not is_traced(threshold_init) and not -np.inf < threshold_init < 0:
         hint = "it is no threshold yet, sigmoid makes one of it"
         raise ValueError(wrong("threshold_init", "be finite and below 0", threshold_init, hint))
@@ -107,12 +108,12 @@ def soft_threshold(
 
     return prune(
         inner,
-        [MaskUpdate(every(1), excess, count=_as_many_as_there_are, select=_above_zero)],
-        View(shrunk, copy=True, inverse=_grown_back),
-        where=where,
+        [MaskUpdate(every(1), excess, keep.above(0.0))],
+        View(shrunk, inverse=_grown_back),
+        units=units_for(where, exclude, stacked=stacked),
         learner=Learner(
-            init=lambda mask: Layers.of(mask, stacked).full(threshold_init),
-            optimizer=threshold_optimizer,
+            init=lambda s: s.units.layers(s.mask).full(threshold_init),
+            optimizer=learner,
             penalty=penalty,
         ),
         seed=seed,
@@ -129,27 +130,29 @@ def _threshold(s: Signals, path: str) -> jax.Array:
     return jax.nn.sigmoid(s.learned[path]).astype(real)
 
 
-def _as_many_as_there_are(s: Signals) -> Count:
-    """No number: the thresholds say who stays."""
-    del s
-    return 0
-
-
-def _above_zero(scores: Leaves, counts: Counts) -> Leaves:
-    del counts
-    return {path: score > 0 for path, score in scores.items()}
-
-
 def shrunk(s: Signals) -> Leaves:
     """``sign(w) relu(|w| - t)``; what is pruned passes nothing back to w and s, not even NaN."""
-    seen, beyond = {}, excess(s)
-    for path, mask in s.mask.items():
-        w = s.dense[path]
-        sign = jnp.sign(cut(w, mask))
-        value = cut(sign * jnp.maximum(beyond[path], 0).astype(w.dtype), mask)
-        slope = w - sign * _threshold(s, path).astype(w.dtype)
-        seen[path] = through(value, jnp.where(mask, slope, 0))
-    return seen
+    return {path: shrink(s.dense[path], m, _threshold(s, path)) for path, m in s.mask.items()}
+
+
+@jax.custom_vjp
+def shrink(w: jax.Array, mask: jax.Array, t: jax.Array) -> jax.Array:
+    """``sign(w) relu(|w| - t)`` where the mask keeps w, which has the gradient g then."""
+    value = jnp.sign(w) * jnp.maximum(jnp.abs(w) - t, 0).astype(w.dtype)
+    return cut(value, mask)
+
+
+def _forward(w: jax.Array, mask: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple]:
+    return shrink(w, mask, t), (w, mask, t)
+
+
+def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+    w, mask, t = saved
+    slopes = jnp.where(mask, (jnp.sign(w) * g).real, 0).astype(t.dtype)
+    return jnp.where(mask, g, 0), None, -sum_to(slopes, t.shape)
+
+
+shrink.defvjp(_forward, _backward)
 
 
 def _grown_back(s: Signals) -> Leaves:

@@ -5,13 +5,14 @@ from typing import Any
 
 import optax
 
-from jaxprune import scores, views
-from jaxprune.distributions import Distribution, Stacked
-from jaxprune.methods.common import budget_of, drawn, drop_and_grow, periodic
-from jaxprune.numbers import checked_share
+from jaxprune import keep, scores, views
+from jaxprune.distributions import Distribution
+from jaxprune.methods.common import Schedule, budget_of, periodic, share_of
 from jaxprune.schedules import constant
-from jaxprune.transform import Start, method, prune
+from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
+from jaxprune.types import KEPT, PRUNED, MaskUpdate
+from jaxprune.units import Stacked, units_for
 
 
 @method
@@ -21,8 +22,9 @@ def sparse_evolution(
     stop: int,
     sparsity: Any = None,
     every: int = 100,
-    drop_fraction: float = 0.3,
+    drop_fraction: float | Schedule = 0.3,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -32,19 +34,21 @@ def sparse_evolution(
 ) -> optax.GradientTransformationExtraArgs:
     """SET: trains sparse from the first update, and replaces small weights by random others.
 
-    Masks are drawn at random. Every ``every`` updates, as long as they come before ``stop``, the
-    ``floor(f k)`` smallest ``|w|`` of the k kept weights of a leaf are dropped, and as many of all
-    pruned ones are grown by chance. Grown weights start at 0.
+    Masks are drawn at random. Every ``every`` updates, up to ``stop``, the ``floor(f k)`` smallest
+    ``|w|`` of the k kept weights of a leaf are dropped, and as many of all pruned ones are grown by
+    chance. Grown weights start at 0.
 
     Args:
       inner: the optimizer; or None, written out, to stand last in a chain: no gradient is read. The
         optimizer's memory of grown weights can then not restart.
-      stop: the update from which masks are fixed.
+      stop: the last update that may change masks.
       sparsity: the share to prune, in [0, 1). Not needed beside masks as ``start``, whose counts
         are then kept.
       every: updates between two changes of masks.
-      drop_fraction: f, the share of the kept weights that is replaced each time, in [0, 1).
+      drop_fraction: f, the share of the kept weights that is replaced each time, in [0, 1); or a
+        schedule n -> f.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "erk", "uniform", densities, a function that returns them, or "global": then
         weights of all leaves are ranked together.
       overrides: ``{pattern: sparsity}``, counted in the total.
@@ -55,11 +59,12 @@ def sparse_evolution(
       seed: of the first masks and of what grows.
 
     Returns:
-      A gradient transformation; the params are the pruned network after each update.
+      A gradient transformation; the params are the pruned network after each update. Masks rank the
+      weights of before the update that changes them.
 
     Raises:
       ValueError: if a share lies outside [0, 1), there is neither a sparsity nor masks, or no
-        change comes before ``stop``.
+        change comes by ``stop``.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -78,15 +83,18 @@ def sparse_evolution(
       ranks ``|w|`` of both. Their layers are Erdős-Rényi graphs; ours have its extension to
       kernels, exact counts, grown weights that start at 0, and one may grow that was just dropped.
     """
-    budget = budget_of(sparsity, distribution, overrides, min_density, start, stacked, where)
-    share = constant(checked_share("drop_fraction", drop_fraction))
-    swap = drop_and_grow(
-        periodic(every, stop),
-        budget,
-        share,
-        drop=scores.magnitude,
-        grow=scores.random,
-        min_density=min_density,
+    units = units_for(where, exclude, stacked=stacked)
+    budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
+    dropped = share_of("drop_fraction", drop_fraction, constant)
+    swapping = periodic(every, stop)
+    return prune(
+        inner,
+        [
+            MaskUpdate(swapping, scores.magnitude, keep.largest(budget.less(dropped)), KEPT),
+            MaskUpdate(swapping, scores.random, keep.largest(budget), PRUNED),
+        ],
+        views.hard,
+        units=units,
+        start=AtRandom(keep.largest(budget)) if start is None else start,
+        seed=seed,
     )
-    first = [drawn(budget)] if start is None else []
-    return prune(inner, [*first, *swap], views.hard, where=where, start=start, seed=seed)

@@ -1,19 +1,20 @@
 """SR-STE: N:M sparsity straight-through, with decay on the pruned weights."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import schedules, scores
-from jaxprune.distributions import Stacked
-from jaxprune.methods.groups import Groups
+from jaxprune import keep, schedules, scores
+from jaxprune.fences import cut
+from jaxprune.methods.common import units_of_groups
+from jaxprune.names import OutputAxis
 from jaxprune.numbers import is_traced
-from jaxprune.selection import cut
 from jaxprune.transform import Start, method, prune
-from jaxprune.trees import OutputAxis, Where
+from jaxprune.trees import Where
 from jaxprune.types import Leaves, MaskUpdate, Signals, View, wrong
+from jaxprune.units import Stacked
 
 
 @method
@@ -25,15 +26,17 @@ def sr_ste(
     decay: Any = 2e-4,
     every: int = 1,
     where: Where | None = None,
+    exclude: Where | None = None,
     start: Start = None,
     output_axis: OutputAxis = None,
+    unfit: Literal["refuse", "skip"] = "refuse",
     stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps n of every m weights while all of them learn; pruned ones are drawn towards zero.
 
     The network is ``e = mask * w``, with the n largest ``|w|`` of every m neighbours along the
-    contraction axis kept. The gradient that the optimizer gets is
+    contraction kept. The gradient that the optimizer gets is
     ``dL/de + decay (1 - mask) w``: straight-through, and sparse-refined by a decay on pruned
     weights, which makes masks change less. They are renewed every ``every`` updates, without end.
 
@@ -45,10 +48,13 @@ def sr_ste(
         as Adam rescales it. Weight decay of ``inner`` comes on top, on all weights.
       every: updates between two refreshes; there is one at the first update too.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       start: masks that hold before the first update, by path, or a function of its `Signals`; a
         leaf that is missing stays whole.
-      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong;
-        groups lie along the one beside it.
+      output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
+        all: an integer, a tuple, or ``{pattern: either}``.
+      unfit: what becomes of leaves that do not sum a multiple of m inputs: "refuse" names them all,
+        "skip" leaves them dense, and `plan` says so.
       stacked: ``{pattern: axis}`` of scanned layers; groups never cross slices.
       seed: not used by this method's scores.
 
@@ -57,7 +63,7 @@ def sr_ste(
 
     Raises:
       ValueError: if ``n`` lies outside [1, m], ``m`` is below 2, ``decay`` is negative, or it
-        stands last in a chain; at ``init`` if a leaf's axis is no multiple of ``m``.
+        stands last in a chain; at ``init`` if leaves do not fit, or their outputs are not known.
       TypeError: if ``n``, ``m`` or ``every`` is not an integer.
 
     Examples:
@@ -85,24 +91,22 @@ def sr_ste(
         raise ValueError(wrong("inner", "be an optimizer, not stand last in a chain", None, hint))
     if not is_traced(decay) and not decay >= 0:
         raise ValueError(wrong("decay", "be 0 or more", decay))
-    groups = Groups(n, m, output_axis, stacked)
+    units = units_of_groups(m, unfit, where, exclude, output_axis, stacked)
     largest_stay = MaskUpdate(
         when=schedules.either(schedules.once(1), schedules.every(every)),
         score=scores.magnitude,
-        count=groups.agreed_budget(),
-        select=groups.keep,
+        keep=keep.n_of_m(n, m),
     )
 
     def apply(s: Signals) -> Leaves:
-        return {p: _refined(s.dense[p], mask, decay) for p, mask in s.mask.items()}
+        return {p: _refined(s.dense[p], mask, decay) for p, mask in s.support.items()}
 
     return prune(
         inner,
         [largest_stay],
-        View(apply, copy=True),
-        where=where,
+        View(apply),
+        units=units,
         start=start,
-        output_axis=output_axis,
         seed=seed,
     )
 

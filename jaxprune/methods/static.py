@@ -5,13 +5,13 @@ from typing import Any
 
 import optax
 
-from jaxprune import views
-from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.methods.common import drawn
+from jaxprune import keep, views
+from jaxprune.distributions import Budget, Distribution
 from jaxprune.schedules import constant
-from jaxprune.transform import Start, method, prune
+from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import wrong
+from jaxprune.units import Stacked, units_for
 
 
 @method
@@ -22,6 +22,7 @@ def static(
     sparsity: Any = None,
     start: Start = None,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -37,6 +38,7 @@ def static(
       start: instead of ``masks``, as other methods have it: masks, or a function of the first
         update's `Signals`.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: of random masks: "erk", "uniform", "global", densities, or a function.
       overrides: ``{pattern: sparsity}`` for random masks, counted in the total.
       min_density: least share kept in each leaf of random masks that are drawn over the tree.
@@ -61,17 +63,18 @@ def static(
        [2. 0.]]
 
     References:
-      original; random masks of ERK densities: Evci et al., Rigging the Lottery, 2020,
-      https://arxiv.org/abs/1911.11134.
+      Evci et al., Rigging the Lottery, 2020, https://arxiv.org/abs/1911.11134 (random masks of ERK
+      densities).
     """
     given = {"masks": masks, "sparsity": sparsity, "start": start}
     came = [name for name, value in given.items() if value is not None]
     if len(came) != 1:
-        raise ValueError(
-            wrong("masks", "be given, or else `sparsity` or `start`, one of them", came)
-        )
-    if sparsity is None:
-        first = start if masks is None else masks
-        return prune(inner, [], views.hard, where=where, start=first, seed=seed)
-    budget = Budget(constant(sparsity), distribution, overrides, min_density, stacked)
-    return prune(inner, [drawn(budget)], views.hard, where=where, seed=seed)
+        expected = "be given, or else `sparsity` or `start`, one of them"
+        raise ValueError(wrong("masks", expected, came))
+    first = start if masks is None else masks
+    if sparsity is not None:
+        budget = Budget(constant(sparsity), distribution, overrides, min_density)
+        first = AtRandom(keep.largest(budget))
+    units = units_for(where, exclude, stacked=stacked)
+    named = "masks" if start is None else "start"
+    return prune(inner, [], views.hard, units=units, start=first, start_named=named, seed=seed)

@@ -1,21 +1,21 @@
 """Straight-through magnitude pruning, or dynamic pruning with feedback (DPF)."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
 
-from jaxprune import scores
-from jaxprune.distributions import Budget, Distribution, Stacked
-from jaxprune.masks import largest
+from jaxprune import keep, scores
+from jaxprune.distributions import Budget, Distribution
+from jaxprune.fences import cut
 from jaxprune.methods.common import refreshes, schedule_of
-from jaxprune.selection import cut
+from jaxprune.names import OutputAxis
 from jaxprune.transform import Start, method, prune
-from jaxprune.trees import OutputAxis, Where
+from jaxprune.trees import Where
 from jaxprune.types import Leaves, MaskUpdate, Signals, View, one_of
-from jaxprune.views import guard, through
+from jaxprune.units import Stacked, units_for
+from jaxprune.views import guarded, through
 
 
 @method
@@ -26,6 +26,7 @@ def straight_through(
     ramp: tuple[int, int] | None = None,
     every: int = 16,
     where: Where | None = None,
+    exclude: Where | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -47,6 +48,7 @@ def straight_through(
       ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
       every: updates between two refreshes; there is one at the ramp's end too.
       where: which leaves are pruned; replaces the default rule.
+      exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -56,7 +58,8 @@ def straight_through(
       dead_units: "hold": masked weights of an output unit without any kept weight get no gradient
         (momentum and decay run on; no update where ``inner`` is None), our guard against collapse
         under batch norm; "move": they do.
-      output_axis: the axis of a leaf that counts its outputs, where the default rule is wrong.
+      output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
+        all: an integer, a tuple, or ``{pattern: either}``.
       seed: not used by this method's scores.
 
     Returns:
@@ -81,42 +84,30 @@ def straight_through(
 
     References:
       Lin et al., Dynamic Model Pruning with Feedback, 2020, https://arxiv.org/abs/2006.07253; the
-      guard is original.
+      guard is ours.
     """
-    schedule = schedule_of(sparsity, ramp, start, where)
-    budget = Budget(schedule, distribution, overrides, min_density, stacked)
     one_of("dead_units", dead_units, ("hold", "move"))
-    largest_stay = MaskUpdate(
-        when=refreshes(every, schedule, None),
-        score=scores.magnitude,
-        count=budget,
-        select=partial(largest, min_density=min_density),
-    )
+    units = units_for(where, exclude, output_axis, stacked)
+    schedule = schedule_of(sparsity, ramp, start, units)
+    budget = Budget(schedule, distribution, overrides, min_density)
+    guard = guarded() if dead_units == "hold" else None
 
-    def moving(s: Signals, path: str) -> Any:
-        return s.mask[path] | s.memory["alive"][path]
+    def moving(s: Signals) -> Leaves:
+        alive = s.memory["alive"] if guard else {}
+        return {p: m | alive[p] for p, m in s.support.items() if p in alive}
 
     def apply(s: Signals) -> Leaves:
-        return {p: through(cut(s.dense[p], m), learning(s, p)) for p, m in s.mask.items()}
-
-    def learning(s: Signals, path: str) -> Any:
-        if dead_units == "move":
-            return s.dense[path]
-        return jnp.where(moving(s, path), s.dense[path], 0)
-
-    def living(s: Signals) -> Leaves:
-        return {path: moving(s, path) for path in s.mask}
+        learning = {p: jnp.where(m, s.dense[p], 0) for p, m in moving(s).items()}
+        kept = s.support.items()
+        return {p: through(cut(s.dense[p], m), learning.get(p, s.dense[p])) for p, m in kept}
 
     # Finished updates have no gradient to hold: there it is the update that is held.
-    hold_updates = living if inner is None and dead_units == "hold" else None
-
     return prune(
         inner,
-        [largest_stay],
-        View(apply, update_scale=hold_updates, copy=True),
-        where=where,
+        [MaskUpdate(refreshes(every, schedule, None), scores.magnitude, keep.largest(budget))],
+        View(apply, update_scale=moving if inner is None else None),
+        units=units,
         start=start,
-        memory=guard(output_axis, stacked) if dead_units == "hold" else None,
-        output_axis=output_axis,
+        memory=guard,
         seed=seed,
     )

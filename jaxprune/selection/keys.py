@@ -6,12 +6,14 @@ where comparing floats is not: XLA flushes denormal numbers to zero.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jaxprune.types import Ranked
 
 OUTSIDE = 0
 """The code of what is no candidate."""
@@ -20,26 +22,14 @@ NAN = 1
 """The code of every NaN."""
 
 
-class Ranked(NamedTuple):
-    """The scores of one leaf as selection reads them, without writing them out.
-
-    Attributes:
-      values: array of any shape and any floating dtype.
-      magnitude: whether the scores are ``|values|``.
-      candidates: bool, of the same shape, or None for all. What is no candidate ranks below NaN and
-        is never kept.
-    """
-
-    values: jax.Array
-    magnitude: bool = False
-    candidates: jax.Array | None = None
-
-    def written(self) -> jax.Array:
-        """The scores as an array, NaN where there is no candidate."""
-        scores = jnp.abs(self.values) if self.magnitude else self.values
-        if self.candidates is None:
-            return scores
-        return jnp.where(self.candidates, scores, jnp.asarray(jnp.nan, scores.dtype))
+def as_array(scores: Any) -> jax.Array:
+    """Scores as an array: NaN where there is no candidate."""
+    if not isinstance(scores, Ranked):
+        return scores
+    values = scores.scores
+    if scores.mask is None:
+        return values
+    return jnp.where(scores.candidates, values, jnp.asarray(jnp.nan, values.dtype))
 
 
 class Order(NamedTuple):
@@ -72,7 +62,7 @@ def order_of(leaves: Sequence[Ranked]) -> Order:
     """The order in which all the leaves can be compared exactly."""
     dtypes = {np.dtype(leaf.values.dtype) for leaf in leaves}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(max(map(_widest, dtypes), default="f4"))
-    if dtype.itemsize < 2:
+    if dtype.itemsize < 4:  # exact, and there is room for the places of ties
         dtype = np.dtype("f4")
     width = 8 * dtype.itemsize
     unsigned = np.dtype(f"uint{width}")
@@ -86,7 +76,8 @@ def _widest(dtype: np.dtype) -> str:
 
 def bits_of(leaf: Ranked, order: Order) -> jax.Array:
     """The bit patterns of the values, in the order's dtype."""
-    return lax.bitcast_convert_type(leaf.values.astype(order.dtype), order.unsigned)
+    values = leaf.values if leaf.factor is None else leaf.values * leaf.factor
+    return lax.bitcast_convert_type(values.astype(order.dtype), order.unsigned)
 
 
 def codes_of(leaf: Ranked, order: Order) -> jax.Array:
@@ -97,4 +88,4 @@ def codes_of(leaf: Ranked, order: Order) -> jax.Array:
     codes = jnp.where(
         size > unsigned(order.infinity), unsigned(NAN), value + unsigned(order.infinity + 2)
     )
-    return codes if leaf.candidates is None else jnp.where(leaf.candidates, codes, unsigned(0))
+    return codes if leaf.mask is None else jnp.where(leaf.candidates, codes, unsigned(0))

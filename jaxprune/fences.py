@@ -1,0 +1,97 @@
+"""What XLA:CPU has to be told, lest it copies parameters: the order of readers and writers.
+
+An array that a step donates is overwritten in place only where XLA can see that all who read it
+have done so before. It does not look for such an order; where none follows from the data, it copies
+the array, in every step. A *fence* makes one follow: what overwrites depends on one number of what
+was read, through a comparison that always holds and that XLA cannot see through. Three are needed:
+
+- `read_before`: new weights are written over the old ones after something else has read these;
+- `known_after`: a conditional that writes new masks over the old ones begins after the weights
+  that were computed from the old ones;
+- `overwritten_after`: inside it, new masks are written after all that compares them with the old.
+
+And masks cut by bits (`cut`): exact, whatever stood there, and faster than a select.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.selection.counting import count_true
+
+
+def read_before(written: Any, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Arrays as they are, but not to be overwritten until others have been computed from them.
+
+    Args:
+      written: a tree of what is computed from them.
+      arrays: ``{path: array}``.
+
+    Returns:
+      The arrays, for whoever overwrites them to read.
+    """
+    done = _computed(written)
+    if done is None:
+        return dict(arrays)
+    return {path: jnp.where(done, x, jnp.zeros_like(x)) for path, x in arrays.items()}
+
+
+def known_after(flag: jax.Array, computed: Any) -> jax.Array:
+    """A flag as it is, but not known until some arrays are: a branch on it runs after them.
+
+    Args:
+      flag: a bool scalar.
+      computed: a tree of arrays.
+
+    Returns:
+      The flag.
+    """
+    done = _computed(computed)
+    return flag if done is None else flag & done
+
+
+def _computed(arrays: Any) -> jax.Array | None:
+    """True, which XLA does not know before the arrays are there; None where nobody has to know."""
+    leaves = [x for x in jax.tree.leaves(arrays) if x.size and x.dtype.itemsize == 4]
+    if not leaves or jax.default_backend() != "cpu" or jax.device_count() != 1:
+        return None
+    first = [lax.slice(leaf.reshape(-1), (0,), (1,))[0] for leaf in leaves]
+    bits = jnp.stack([lax.bitcast_convert_type(x, jnp.uint32) for x in first])
+    return jnp.sum(bits >> np.uint32(16), dtype=jnp.int32) >= 0
+
+
+def overwritten_after(read: Any, new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """New arrays, not to take the place of old ones until others have been computed from those.
+
+    Args:
+      read: a tree of bool arrays, computed from the old ones and used later.
+      new: ``{path: array}`` that take their place.
+      old: what they replace.
+
+    Returns:
+      The new arrays.
+    """
+    read = lax.optimization_barrier(jax.tree.leaves(read))
+    if not read:
+        return dict(new)
+    counts = jnp.stack([count_true(x) for x in read])
+    # Shifted, no count is negative, which XLA does not know.
+    done = jnp.all(lax.shift_right_logical(counts, jnp.ones_like(counts)) >= 0)
+    return {path: jnp.where(done, x, old[path]) for path, x in new.items()}
+
+
+def cut(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The array where the mask is True, and exactly +0.0 elsewhere, whatever stood there.
+
+    ``bits(x) & -mask``: one integer operation, which NaN and infinities pass as well; not
+    differentiable. The mask has the rank of the array, and may be 1 along axes.
+    """
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return lax.complex(cut(x.real, mask), cut(x.imag, mask))
+    unsigned = jnp.dtype(f"uint{jnp.finfo(x.dtype).bits}")
+    bits = lax.bitcast_convert_type(x, unsigned)
+    return lax.bitcast_convert_type(bits & -mask.astype(unsigned), x.dtype)
