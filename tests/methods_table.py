@@ -58,10 +58,17 @@ class Row(NamedTuple):
 
     @property
     def ramp(self) -> bool:
-        return "ramp" in self.times
+        return self.times.get("ramp") is not None
 
     def takes(self, argument: str) -> bool:
         return argument in inspect.signature(self.method).parameters
+
+    @property
+    def traceable(self) -> dict[str, Any]:
+        """What is said beside a traced sparsity: ERK needs one that is known."""
+        erk = self.takes("distribution") and "distribution" not in self.times
+        default = inspect.signature(self.method).parameters.get("distribution")
+        return {"distribution": "uniform"} if erk and default and default.default == "erk" else {}
 
     @property
     def target(self) -> dict[str, int]:
@@ -128,11 +135,11 @@ STAGES = (("measure_steps", 2), ("improve_steps", 1), ("explore_steps", 2), ("st
 SWAPS = (("every", EVERY), ("stop", 5))
 TURNS = (("begin", 1), ("sparse_steps", 1), ("dense_steps", 2), ("stop", 4))
 
-AT_REST = (("attention_optimizer", optax.sgd(1e-9, momentum=0.9)), ("target_anneal", None))
+AT_REST = (("learner", optax.sgd(1e-9, momentum=0.9)), ("ramp", None))
 """An optimizer with slots whose steps are too small for float32: counts are known beforehand."""
 
 RISING = (
-    ("threshold_optimizer", optax.sgd(1.0, momentum=0.5)),
+    ("learner", optax.sgd(1.0, momentum=0.5)),
     ("threshold_init", -4.0),  # lower than the first step of a zero leaf
     ("decay", 0.1),
 )

@@ -49,8 +49,9 @@ FROZEN = {"body": {"kernel": "train", "bias": "frozen"}, "head": {"kernel": "tra
 
 
 def injected(row: Row) -> Any:
-    method = optax.inject_hyperparams(row.method, static_args=tuple(row.times))
-    return method(theirs(adamw()), **row.given())
+    static = (*row.times, *(["every"] if row.takes("every") else []))
+    method = optax.inject_hyperparams(row.method, static_args=static)
+    return method(theirs(adamw()), **row.given(**row.traceable))
 
 
 def strict(row: Row, inner: Any = None) -> Any:
@@ -209,7 +210,7 @@ def test_orbax_saves_and_restores_bit_for_bit(row: Row, tmp_path: Path) -> None:
         loaded = checkpointer.restore(tmp_path / "saved", fresh)
     again = jax.tree.map(jnp.asarray, jax.tree.map(np.array, (loaded["params"], loaded["state"])))
     tiny.same_bits(again, (params, state))
-    jaxprune.check(jaxprune.describe(state), again[1])
+    jaxprune.check_rules(jaxprune.describe(state), again[1])
     for _ in range(STEPS - EVERY):
         (params, state), again = step(params, state), step(*again)
     tiny.same_bits(again, (params, state))

@@ -36,7 +36,10 @@ def test_scan_and_vmap_over_seeds_and_sparsities(row: Row) -> None:
 
     def run(sparsity: Any, seed: Any) -> Any:
         seeds = {"seed": seed} if row.takes("seed") else {}
-        tx, params = row(theirs(adamw()), sparsity=sparsity, **seeds), tiny.params()
+        tx, params = (
+            row(theirs(adamw()), sparsity=sparsity, **seeds, **row.traceable),
+            tiny.params(),
+        )
 
         def body(carry: Any, _: Any) -> Any:
             params, state = carry
@@ -53,6 +56,9 @@ def test_scan_and_vmap_over_seeds_and_sparsities(row: Row) -> None:
 
     scanned, swept = jax.jit(both, compiler_options=tiny.quick())()
     step, params, state = begin(row)
+    if row.traceable:
+        tx, params = row(theirs(adamw()), **row.traceable), tiny.params()
+        step, state = tiny.Loop(tx), tx.init(params)
     for _ in range(STEPS):
         params, state = step(params, state)
     for found in scanned, tiny.part(swept, 1):

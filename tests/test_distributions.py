@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from jaxprune.distributions import Budget, erk, exact_count, uniform
 from jaxprune.schedules import Ramp, constant, cubic, linear
-from jaxprune.types import REST, Signals
+from jaxprune.types import Signals
+from jaxprune.units import Layers
 
 shapes_of = st.dictionaries(
     st.sampled_from([f"layer{i}/kernel" for i in range(6)]),
@@ -38,8 +39,24 @@ def signals(shapes, step=0):
     return Signals(step=jnp.int32(step), dense={}, mask=masks)
 
 
+REST = "the rest"
+
+
+def by_name(found):
+    """Counts by path; of several leaves ranked together under `REST`."""
+    return {sites[0] if len(sites) == 1 else REST: int(n) for sites, n in found.items()}
+
+
 def counts(budget, shapes, step):
-    return {path: int(count) for path, count in budget(signals(shapes, step)).items()}
+    return by_name(budget(signals(shapes, step)))
+
+
+def layers(shapes):
+    return Layers(shapes, {})
+
+
+def at_end(budget, shapes):
+    return by_name(budget.at_end(layers(shapes)))
 
 
 SMALL = {"a/kernel": (4, 5), "b/kernel": (20, 30), "c/kernel": (3, 3, 20, 10)}
@@ -76,7 +93,7 @@ def test_layers_above_one_become_dense_and_the_rest_is_solved_again():
 
 @given(shapes_of, sparsities)
 def test_erk_counts_add_up_and_lie_next_to_the_densities(shapes, sparsity):
-    kept = Budget(constant(sparsity), "erk").at_end(structs(shapes))
+    kept = at_end(Budget(constant(sparsity), "erk"), shapes)
     assert sum(kept.values()) == exact_count(size(shapes), sparsity)
     densities = oracle.erk(shapes, sparsity)
     for path, shape in shapes.items():
@@ -87,7 +104,7 @@ def test_erk_counts_add_up_and_lie_next_to_the_densities(shapes, sparsity):
 @given(shapes_of, sparsities)
 def test_uniform_rounds_each_leaf(shapes, sparsity):
     assert set(uniform(structs(shapes), sparsity).values()) == {float(1 - oracle.exact(sparsity))}
-    kept = Budget(constant(sparsity), "uniform").at_end(structs(shapes))
+    kept = at_end(Budget(constant(sparsity), "uniform"), shapes)
     assert kept == {path: exact_count(math.prod(s), sparsity) for path, s in shapes.items()}
 
 
@@ -107,7 +124,7 @@ def test_what_an_override_keeps_the_others_do_without(shapes, sparsity, other, d
     kept = sum(densities[path] * math.prod(shape) for path, shape in shapes.items())
     assert kept == pytest.approx(size(shapes) * (1 - sparsity))
     budget = Budget(constant(sparsity), distribute, overrides)
-    assert sum(budget.at_end(structs(shapes)).values()) == pytest.approx(
+    assert sum(at_end(budget, shapes).values()) == pytest.approx(
         exact_count(size(shapes), sparsity), abs=0 if distribute is erk else len(shapes)
     )
 
@@ -115,13 +132,13 @@ def test_what_an_override_keeps_the_others_do_without(shapes, sparsity, other, d
 def test_global_counts_are_one_number_and_those_of_overrides():
     budget = Budget(constant(0.9), "global", {"a/kernel": 0.0})
     total = exact_count(size(SMALL), 0.9)
-    assert budget.at_end(structs(SMALL)) == {"a/kernel": 20, REST: total - 20}
-    assert Budget(constant(0.9)).at_end(structs(SMALL)) == {REST: total}
+    assert at_end(budget, SMALL) == {"a/kernel": 20, REST: total - 20}
+    assert at_end(Budget(constant(0.9)), SMALL) == {REST: total}
 
 
 def test_overrides_may_name_every_leaf():
     budget = Budget(constant(0.5), "global", {"kernel": 0.5})
-    assert budget.at_end(structs(SMALL)) == {"a/kernel": 10, "b/kernel": 300, "c/kernel": 900}
+    assert at_end(budget, SMALL) == {"a/kernel": 10, "b/kernel": 300, "c/kernel": 900}
 
 
 def test_the_first_pattern_that_matches_wins():
@@ -168,13 +185,18 @@ def test_what_wrong_input_gets(call, message):
         (lambda: Budget(lambda n: 0.5, {"a": 0.5}), "`schedule` must be a ramp"),
         (lambda: Budget(constant(0.5), overrides={"a": 1.0}), r"`overrides\['a'\]` must lie"),
         (lambda: Budget(constant(0.5), min_density=5), r"`min_density` .* did you mean 0.05"),
-        (lambda: Budget(constant(0.5), {"a": 0.5}).at_end({"b": (3,)}), "a density for 'b', got"),
-        (lambda: Budget(lambda n: 0.5).at_end({"b": (3,)}), "`schedule` must be a ramp to a known"),
         (
-            lambda: Budget(constant(0.9), min_density=0.5).at_end({"b": (100,)}),
+            lambda: Budget(constant(0.5), {"a": 0.5}).at_end(layers({"b": (3,)})),
+            "a density for 'b', got",
+        ),
+        (
+            lambda: Budget(constant(0.9), min_density=0.5).at_end(layers({"b": (100,)})),
             "`min_density` must keep no more than the 10 entries that are kept, got 50",
         ),
-        (lambda: Budget(constant(0.5), overrides={"x": 0.1}).at_end({"b": (3,)}), "`overrides`"),
+        (
+            lambda: Budget(constant(0.5), overrides={"x": 0.1}).at_end(layers({"b": (3,)})),
+            "`overrides`",
+        ),
     ],
 )
 def test_what_a_wrong_budget_gets(make, message):
@@ -187,7 +209,7 @@ def test_what_a_wrong_budget_gets(make, message):
 def test_a_ramp_goes_from_all_kept_to_the_exact_target(distribution, overrides):
     ramp = cubic(2, 20, 0.9)
     budget = Budget(ramp, distribution, overrides)
-    end = budget.at_end(structs(SMALL))
+    end = at_end(budget, SMALL)
     course = [counts(budget, SMALL, step) for step in range(24)]
     assert sum(course[0].values()) == sum(course[2].values()) == size(SMALL)
     assert course[20] == course[21] == end
@@ -206,7 +228,7 @@ def test_a_ramp_begins_at_its_initial_sparsity(distribution):
     start = counts(budget, SMALL, 0)
     assert sum(start.values()) == pytest.approx(exact_count(size(SMALL), 0.4), abs=2)
     assert start["a/kernel"] == 15  # half of its way from 20 to 10, as the tree's
-    assert counts(budget, SMALL, 10) == budget.at_end(structs(SMALL))
+    assert counts(budget, SMALL, 10) == at_end(budget, SMALL)
 
 
 def test_a_ramp_may_go_down_to_a_lower_sparsity():
@@ -220,9 +242,9 @@ def test_the_end_is_exact_for_large_leaves(entries):
     mask = {"a": jax.ShapeDtypeStruct((entries,), bool)}
     for step in (10, 11):
         now = Budget(linear(0, 10, 0.9))(Signals(jnp.int32(step), {}, mask))
-        assert int(now[REST]) == exact_count(entries, 0.9)
+        assert int(now["a",]) == exact_count(entries, 0.9)
     half = Budget(linear(0, 10, 0.9))(Signals(jnp.int32(5), {}, mask))
-    error = abs(int(half[REST]) - exact_count(entries, 0.45))
+    error = abs(int(half["a",]) - exact_count(entries, 0.45))
     assert error <= entries * 2**-23
 
 
@@ -238,11 +260,11 @@ def test_counts_are_int32_under_jit(distribution):
     jitted = jax.jit(lambda step: budget(signals(SMALL)._replace(step=step)))
     for step in (0, 4, 9):
         now = jitted(jnp.int32(step))
-        assert {path: int(count) for path, count in now.items()} == counts(budget, SMALL, step)
+        assert by_name(now) == counts(budget, SMALL, step)
         assert {(x.dtype, x.shape) for x in now.values()} == {(np.dtype("int32"), ())}
 
 
-@pytest.mark.parametrize("distribution", ["global", "uniform", "erk"])
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
 @pytest.mark.parametrize("overrides", [{}, {"a/kernel": 0.3}])
 @pytest.mark.parametrize("min_density", [0.0, 0.05])
 def test_a_traced_sparsity_gives_the_same_counts_but_for_rounding(
@@ -262,11 +284,25 @@ def test_a_traced_sparsity_gives_the_same_counts_but_for_rounding(
 
 def test_a_traced_initial_sparsity_still_ends_exactly():
     now = jax.jit(lambda i: Budget(cubic(0, 9, 0.9, i), "erk")(signals(SMALL, 9)))(0.5)
-    kept = {path: int(count) for path, count in now.items()}
-    assert kept == Budget(constant(0.9), "erk").at_end(structs(SMALL))
+    assert by_name(now) == at_end(Budget(constant(0.9), "erk"), SMALL)
+    begin = jax.jit(lambda i: Budget(cubic(0, 9, 0.9, i), "erk")(signals(SMALL, 0)))(0.45)
+    end = by_name(now)
+    for path, kept in by_name(begin).items():  # half of the way from all kept to the end
+        whole = math.prod(SMALL[path])
+        assert abs(kept - (whole + end[path]) / 2) <= 1
 
 
-@pytest.mark.parametrize("distribution", ["global", "uniform", "erk"])
+@pytest.mark.parametrize("distribution", ["erk", lambda shapes, s: dict.fromkeys(shapes, 1 - s)])
+def test_what_needs_a_known_sparsity_says_so(distribution):
+    with pytest.raises(ValueError, match="`distribution` must be global or uniform where"):
+        jax.jit(lambda s: Budget(constant(s), distribution)(signals(SMALL)))(0.8)
+    with pytest.raises(ValueError, match="`distribution` must be global or uniform where"):
+        Budget(optax.linear_schedule(0.0, 0.8, 10), distribution)(signals(SMALL))
+    with pytest.raises(TypeError, match="`sparsity` must be known when the program is built"):
+        jax.jit(lambda s: erk(structs(SMALL), s))(0.8)
+
+
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
 def test_any_schedule_will_do(distribution):
     budget = Budget(optax.linear_schedule(0.0, 0.8, 10), distribution, {"a/kernel": 0.5})
     course = [counts(budget, SMALL, step) for step in range(12)]
@@ -282,9 +318,9 @@ def test_densities_by_hand_are_those_at_the_end():
     budget = Budget(linear(0, 10, 0.8), densities)
     assert counts(budget, SMALL, 0) == {"a/kernel": 20, "b/kernel": 600, "c/kernel": 1800}
     assert counts(budget, SMALL, 5) == {"a/kernel": 15, "b/kernel": 330, "c/kernel": 1800}
-    assert budget.at_end(structs(SMALL)) == {"a/kernel": 10, "b/kernel": 60, "c/kernel": 1800}
+    assert at_end(budget, SMALL) == {"a/kernel": 10, "b/kernel": 60, "c/kernel": 1800}
     over = dataclasses.replace(budget, overrides={"c/": 0.75}, min_density=0.6)
-    assert over.at_end(structs(SMALL)) == {"a/kernel": 12, "b/kernel": 360, "c/kernel": 450}
+    assert at_end(over, SMALL) == {"a/kernel": 12, "b/kernel": 360, "c/kernel": 450}
 
 
 def test_a_function_gives_densities_at_both_ends():
@@ -293,17 +329,15 @@ def test_a_function_gives_densities_at_both_ends():
 
     budget = Budget(linear(0, 10, 0.8, initial=0.4), halves)
     assert [counts(budget, SMALL, step)["a/kernel"] for step in (0, 5, 10)] == [12, 8, 4]
-    kept = jax.jit(lambda s: Budget(constant(s), halves)(signals(SMALL, 0)))(0.8)
-    assert int(kept["a/kernel"]) == 4 and int(kept["c/kernel"]) == 1800
 
 
 @given(shapes_of, sparsities, sparsities, st.sampled_from(["uniform", "erk"]))
 def test_no_leaf_falls_below_its_floor_and_the_total_stands(shapes, sparsity, least, distribution):
     budget = Budget(constant(sparsity), distribution, min_density=least)
-    floors = budget.floors(structs(shapes))
+    floors = budget.floors(layers(shapes))
     assert floors == {p: oracle.kept(math.prod(s), least) for p, s in shapes.items()}
     assume(sum(floors.values()) <= size(shapes) * oracle.exact(1 - oracle.exact(sparsity)))
-    kept = budget.at_end(structs(shapes))
+    kept = at_end(budget, shapes)
     assert all(kept[path] >= floors[path] for path in shapes)
     target = exact_count(size(shapes), sparsity)
     assert sum(kept.values()) == pytest.approx(
@@ -315,18 +349,18 @@ def test_a_traced_floor_is_kept_to_leaf_by_leaf():
     def now(least):
         return Budget(constant(0.9), "erk", min_density=least)(signals(SMALL, 0))
 
-    known = Budget(constant(0.9), "erk").at_end(structs(SMALL))
+    known = at_end(Budget(constant(0.9), "erk"), SMALL)
     zero, some = jax.jit(now)(0.0), jax.jit(now)(0.1)
-    assert {path: int(count) for path, count in zero.items()} == known
-    assert {path: int(count) for path, count in some.items()} == {
+    assert by_name(zero) == known
+    assert by_name(some) == {
         path: max(count, math.prod(SMALL[path]) // 10) for path, count in known.items()
     }
 
 
 def test_an_override_is_not_held_up_by_the_floor():
     budget = Budget(constant(0.5), "uniform", {"a/": 0.9}, min_density=0.4)
-    assert budget.floors(structs(SMALL))["a/kernel"] == 0
-    assert budget.at_end(structs(SMALL))["a/kernel"] == 2
+    assert budget.floors(layers(SMALL))["a/kernel"] == 0
+    assert at_end(budget, SMALL)["a/kernel"] == 2
 
 
 def test_budgets_are_compared_by_value():

@@ -13,7 +13,6 @@ import sys
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 import pytest
 from absl import flags
 from flax import nnx
@@ -31,16 +30,20 @@ from experiments import (
     models_equinox,
     models_nnx,
     optimizers,
-    plots,
+    states,
     train,
     training,
 )
 from experiments.configs import common
-from jaxprune import trees
+from jaxprune import names, trees
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[!_]*_*_*.py"))
-MLP_CONFIG = ROOT / "experiments" / "configs" / "mlp_digits_magnitude_attention.py"
+CONFIGS = sorted(
+    path
+    for path in (ROOT / "experiments" / "configs").glob("[!_]*_*.py")
+    if not path.stem.startswith("compare")
+)
+MLP_CONFIG = f"{ROOT}/experiments/configs/mlp_digits.py:magnitude_attention"
 MODULES = [
     f"experiments.{info.name}"
     for info in pkgutil.iter_modules(experiments.__path__)
@@ -85,7 +88,7 @@ def test_networks_have_the_parameters_they_should(config, channels, expected):
 
 def test_the_glyph_network_has_64k_prunable_weights_and_an_unpruned_classifier():
     params, logits = shapes(models.build({"name": "glyph_resnet"}, classes=62), 16, 1)
-    pruned = trees.prunable(params, "conv")
+    pruned = names.prunable(params, "conv")
     assert logits == (2, 62) and not any("classifier" in path for path in pruned)
     assert sum(params[path].size for path in pruned) == 63_616
 
@@ -106,21 +109,36 @@ def test_the_three_mlps_are_one_network():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_says_what_it_is_and_builds(path):
+def test_a_config_says_what_it_is_and_builds_every_method(path):
     module = importlib.import_module(f"experiments.configs.{path.stem}")
     assert module.__doc__ is not None
-    for part in ("Paper:", "Command:", "Hardware and time:", "Expect:", path.name):
+    for part in ("Paper", "Command:", "Hardware and time:", "Expect:", f"{path.name}:"):
         assert part in module.__doc__
-    config = module.get_config()
+    config = module.get_config("dense")
     classes = {"digits": 10, "cifar10": 10, "glyphs": 62}[config.data.name]
     size, channels = {"digits": (8, 1), "cifar10": (32, 3), "glyphs": (16, 1)}[config.data.name]
     params, _ = shapes(models.build(config.model, classes), size, channels)
-    state = jax.eval_shape(optimizers.build(config).init, params)
-    if config.method.name == "dense":
-        assert path.stem.endswith("dense")
-    else:
-        assert path.stem.endswith(jaxprune.describe(state)["method"])
-        assert jaxprune.describe(state)["sparsity"] == config.method.sparsity
+    for method in common.METHODS:
+        config = module.get_config(method)
+        assert config.method.name == method
+        tx = optimizers.build(config)
+        if config.data.name == "cifar10" and method != "magnitude_attention":
+            continue  # tracing deep networks takes seconds
+        state = jax.eval_shape(tx.init, params)
+        assert states.is_pruned(state) == (method != "dense")
+        if "sparsity" in config.method:
+            assert jaxprune.describe(state)["sparsity"] == config.method.sparsity == 0.9
+
+
+def test_recipes_that_are_a_methods_own_stay_its_own():
+    attention, other = (
+        importlib.import_module("experiments.configs.resnet56_cifar10").get_config(method)
+        for method in ("layer_attention", "rigl")
+    )
+    assert (attention.where, attention.steps, attention.optimizer.learning_rate) == ("", 64000, 0.1)
+    assert (other.where, other.steps, other.optimizer.learning_rate) == ("conv", 117000, 0.2)
+    wide = importlib.import_module("experiments.configs.wrn28_2_cifar10")
+    assert wide.get_config("magnitude_attention").method.ramp == (0.0, 0.6)
 
 
 @pytest.fixture
@@ -150,13 +168,25 @@ def test_the_command_line_changes_values_and_refuses_unknown_keys_and_other_type
 def test_a_method_refuses_values_it_does_not_have():
     with pytest.raises(KeyError, match="strength"):
         common.method("gradual_magnitude", strength=1.0)
-    with pytest.raises(ValueError, match=r"`name` must be one of dense, .*, got 'rigle'"):
-        common.method("rigle")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections
+@pytest.mark.parametrize(("told", "got"), [("", "''"), (":rigle", "'rigle'")])
+def test_a_missing_or_unknown_method_gets_one_sentence(monkeypatch, told, got):
+    command = ["program", f"--config={ROOT}/experiments/configs/mlp_digits.py{told}"]
+    monkeypatch.setattr(sys, "argv", command)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    with pytest.raises(flags.Error) as raised:
+        values(command)
+    sentence = str(raised.value)
+    assert sentence.startswith("`--config` must end in a colon and one of dense, ")
+    assert sentence.endswith(f"movement, got {got}") and "\n" not in sentence
 
 
 def test_shares_of_the_training_become_updates():
     found = optimizers.in_updates(common.method("magnitude_attention"), 1280)
-    assert found["ramp"] == (0, 960) and found["exploit_at"] == 1067
+    assert found["ramp"] == (0, 960) and found["stop"] == 1067
     found = optimizers.in_updates(common.method("rigl", every=8), 1280)
     assert found["stop"] == 960 and found["every"] == 8
 
@@ -190,7 +220,8 @@ def test_a_run_ends_exactly_sparse_with_metrics_and_pictures(finished):
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
     assert rows[-1]["sparsity"] == pytest.approx(0.9) and rows[-1]["test_accuracy"] > 0.15
     assert json.loads((workdir / "result.json").read_text()) == result
-    names = ["accuracy.png", "density.png", "first_mask.png"]
+    assert [row["step"] for row in logs.read(workdir / "layers.jsonl")] == [10, 20, 30, 40]
+    names = ["accuracy.png", "density.png", "first_mask.png", "layers.png"]
     assert sorted(path.name for path in workdir.glob("*.png")) == names
     assert all((workdir / name).read_bytes()[:4] == b"\x89PNG" for name in names)
 
@@ -284,7 +315,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, data_dir, tmp_path):
     whole, result = finished
     config = small_run(data_dir)
     assert train.train(config, tmp_path) == result
-    assert rows_of(tmp_path) == rows_of(whole)
+    for name in ("metrics.jsonl", "layers.jsonl", "first_mask.npy"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     expected, found = jax.tree.leaves(state_of(whole, config)), state_of(tmp_path, config)
     assert len(expected) > 10
     for one, other in zip(expected, jax.tree.leaves(found), strict=True):
@@ -316,11 +348,3 @@ def test_examples_of_the_experiments_run(name):
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=options)
     assert not failed
-
-
-def test_the_first_mask_is_that_of_the_first_layer():
-    masks = {"classifier": np.ones((2, 2)), "conv_b": np.ones((3, 3)), "conv_stem": np.eye(4)}
-    params = {name: {"kernel": np.asarray(mask, np.float32)} for name, mask in masks.items()}
-    tx = jaxprune.static(optax.sgd(0.1), masks=jaxprune.masks.nonzero(params))
-    found = plots.first_mask(tx.init(params), "static")
-    np.testing.assert_array_equal(found, np.eye(4, dtype=bool))

@@ -87,12 +87,15 @@ def test_swaps_conserve_the_count_of_every_shape(method: Any) -> None:
     tx = method(
         sgd(), sparsity=0.4, stop=6, every=1, drop_fraction=0.4, where=".*", distribution="uniform"
     )
-    trail = run(tx, 6, params)
-    for _, state in trail[1:]:
+    trail = run(tx, 8, params)
+    for _, state in trail:
         assert tiny.kept(state) == wanted
     masks = [np.concatenate([m.ravel() for m in masks_of(s).values()]) for _, s in trail[1:]]
     assert all((a != b).any() for a, b in itertools.pairwise(masks[:4]))
-    np.testing.assert_array_equal(masks[4], masks[5])  # from `stop` on they are fixed
+    # `stop` is the last update that may change them; RigL's share to drop is 0 by then.
+    assert (masks[4] != masks[5]).any() == (method is jaxprune.sparse_evolution)
+    for later in masks[6:]:
+        np.testing.assert_array_equal(later, masks[5])
 
 
 def test_rigl_is_its_formula() -> None:
@@ -171,6 +174,40 @@ def test_sparse_evolution_stands_last_in_a_chain() -> None:
     for (a, _), (b, state) in zip(inside[1:], last[1:], strict=True):
         np.testing.assert_array_equal(kernels(a) != 0, kernels(jaxprune.get_masks(state)))
         tiny.close(a, b)
+
+
+@pytest.mark.parametrize("method", [jaxprune.rigl, jaxprune.sparse_evolution])
+@pytest.mark.parametrize(("stop", "steps"), [(3, (3,)), (6, (3, 6)), (8, (3, 6))])
+def test_stop_is_the_last_update_that_may_change_masks(method: Any, stop: int, steps: Any) -> None:
+    plan = jaxprune.plan(method(sgd(), sparsity=0.5, stop=stop, every=3), tiny.params())
+    assert (plan.steps, plan.endless) == (steps, False)
+
+
+@pytest.mark.parametrize("method", [jaxprune.rigl, jaxprune.sparse_evolution])
+def test_what_is_dropped_may_follow_a_schedule(method: Any) -> None:
+    """A function of the update: everything of half at 3, nothing at 6."""
+    values = {"sparsity": 0.5, "stop": 6, "every": 3, "distribution": "uniform"}
+
+    def half_then_none(n: Any) -> Any:
+        return jnp.where(n < 6, jnp.float32(0.5), jnp.float32(0))
+
+    trail = run(method(sgd(), drop_fraction=half_then_none, **values), 6)
+    (before, old), (_, new), (_, last) = trail[2], trail[3], trail[6]
+    tiny.same_bits(last.prune_mask, new.prune_mask)
+    for path, mask in masks_of(old).items():
+        size = np.abs(np.asarray(trees.by_path(before)[path]))
+        stay = highest(np.where(mask, size, -1).ravel(), int(mask.sum()) // 2).reshape(mask.shape)
+        assert masks_of(new)[path][stay].all()
+        assert not masks_of(new)[path][mask & ~stay].all()
+
+
+def test_what_is_regrown_may_follow_a_schedule() -> None:
+    values = {"sparsity": 0.7, "ramp": (0, 4), "every": 2}
+    by_hand = run(jaxprune.granet(sgd(), regrow_fraction=optax.constant_schedule(0.0), **values), 5)
+    none = run(jaxprune.granet(sgd(), regrow_fraction=0.0, **values), 5)
+    tiny.same_bits(by_hand[-1][1].prune_mask, none[-1][1].prune_mask)
+    some = run(jaxprune.granet(sgd(), regrow_fraction=optax.constant_schedule(0.5), **values), 5)
+    assert (kernels(some[-1][1].prune_mask) != kernels(none[-1][1].prune_mask)).any()
 
 
 # ------------------------------------------------------------------------------------------- SNIP
@@ -308,12 +345,12 @@ TURNS: Any = {"sparsity": 0.5, "begin": 2, "sparse_steps": 2, "dense_steps": 2, 
     ("method", "values", "error", "message"),
     [
         (jaxprune.rigl, SWAP | {"drop_fraction": 30}, ValueError, "did you mean 0.3"),
-        (jaxprune.rigl, SWAP | {"stop": 2}, ValueError, "`stop` must come after `every`"),
+        (jaxprune.rigl, SWAP | {"stop": 1}, ValueError, "`stop` must not come .* update 2, got 1"),
         (jaxprune.sparse_evolution, SWAP | {"drop_fraction": 1.0}, ValueError, "`drop_fraction`"),
         (jaxprune.sparse_evolution, SWAP | {"every": 2.0}, TypeError, "`every` must be an int"),
         (jaxprune.granet, {"sparsity": lambda n: 0.5}, ValueError, "or a ramp, which ends"),
         (jaxprune.granet, {"sparsity": 0.5}, ValueError, "a number needs ramp="),
-        (jaxprune.acdc, TURNS | {"stop": 5}, ValueError, "a dense phase, from 6 on, got 5"),
+        (jaxprune.acdc, TURNS | {"stop": 5}, ValueError, "`stop` must leave room .*got 5"),
         (jaxprune.acdc, TURNS | {"begin": 0}, ValueError, "`begin` must be at least 1, got 0"),
         (jaxprune.acdc, TURNS | {"dense_steps": 0}, ValueError, "`dense_steps` must be at least 1"),
         (jaxprune.n_of_m, {"n": 5, "m": 4}, ValueError, r"`n` must lie in \[0, m\] with m = 4"),

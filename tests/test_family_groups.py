@@ -77,7 +77,7 @@ def kernel_bits(state: Any) -> bytes:
 
 
 def test_an_output_axis_moves_the_groups() -> None:
-    tx = jaxprune.n_of_m(sgd(), n=1, m=4, where="body", output_axis=0)
+    tx = jaxprune.n_of_m(sgd(), n=1, m=4, where="body/kernel", output_axis=0)
     mask = masks_of(run(tx, 1)[1][1])["body/kernel"]
     np.testing.assert_array_equal(mask.reshape(4, 2, 4).sum(-1), np.ones((4, 2)))
 
@@ -114,6 +114,8 @@ def test_sr_ste_is_its_formula(decay: float) -> None:
 
 @pytest.mark.parametrize("method", [jaxprune.n_of_m, jaxprune.sr_ste])
 def test_a_leaf_that_groups_do_not_fit_is_named_at_init(method: Any) -> None:
-    with pytest.raises(ValueError, match=r"multiple of m = 8.*axis 0 of 'body/kernel', got 4"):
+    with pytest.raises(ValueError, match=r"multiples of m = 8 .* got \{'body/kernel': 4\}"):
         method(optax.sgd(0.1), n=2, m=8).init(tiny.params())
+    with pytest.raises(ValueError, match=r"got \{'body/kernel': 4, 'head/kernel': 8\}"):  # in one
+        method(optax.sgd(0.1), n=2, m=16).init(tiny.params())
     method(optax.sgd(0.1), n=2, m=8, where="head").init(tiny.params())

@@ -327,7 +327,8 @@ def test_45_scanned_layers_under_remat_end_on_target(row: Row) -> None:
         x, _ = jax.lax.scan(jax.checkpoint(layer), jnp.ones(4), params["layers"]["kernel"])
         return jnp.sum((x @ params["head"]["kernel"] - 1) ** 2)
 
-    tx = row(theirs(optax.adamw(0.01)), sparsity=0.5)
+    groups = {} if row.takes("sparsity") else {"stacked": {"layers": 0}}
+    tx = row(theirs(optax.adamw(0.01)), sparsity=0.5, **groups)
     step, grad, state = updater(tx), jax.jit(jax.grad(loss)), tx.init(params)
     for _ in range(5):
         params, state = step(grad(params), state, params)

@@ -15,7 +15,8 @@ from tiny import updater
 import jaxprune
 from experiments import bench
 from experiments import flops as resnet50_flops
-from jaxprune import flops, masks, schedules, scores, views
+from jaxprune import flops, keep, schedules, scores, views
+from jaxprune.selection import as_array
 
 WEIGHTS = {"body/kernel": 32, "head/kernel": 40}
 FLOPS = {path: 2.0 * size for path, size in WEIGHTS.items()}
@@ -83,7 +84,7 @@ def test_a_straight_through_gradient_is_dense() -> None:
 
 
 def test_magnitude_attention_explores_at_the_cost_of_a_dense_gradient() -> None:
-    values = {"sparsity": 0.9, "ramp": (0, 8), "exploit_at": 8, "start": half_masks()}
+    values = {"sparsity": 0.9, "ramp": (0, 8), "stop": 8, "start": half_masks()}
     state = started(jaxprune.magnitude_attention, **values)
     assert cost(state, 3) == pytest.approx((2 * SPARSE + 1) / 3)
     assert cost(state, 9) == pytest.approx(SPARSE)
@@ -108,13 +109,12 @@ def custom(**values: Any) -> Any:
     grow = jaxprune.MaskUpdate(
         when=schedules.every(4),
         score=lambda s: s.memory,
-        count=lambda s: 30,
-        select=masks.largest,
+        keep=keep.largest(30),
         **values,
     )
     memory = jaxprune.Memory(
-        init=lambda mask: {path: jnp.zeros(m.shape) for path, m in mask.items()},
-        update=scores.gradient,
+        init=lambda s: {path: jnp.zeros(m.shape) for path, m in s.mask.items()},
+        update=lambda s: {path: as_array(x) for path, x in scores.gradient(s).items()},
         at="step",
     )
     tx = jaxprune.prune(optax.sgd(0.1), [grow], views.hard, start=half_masks(), memory=memory)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.experimental.custom_partitioning import custom_partitioning
 
 from experiments import models, models_equinox, models_nnx
-from jaxprune import flops, trees, views
+from jaxprune import flops, names, trees, views
 
 
 def shaped(*shape: int) -> jax.ShapeDtypeStruct:
@@ -36,6 +37,57 @@ def test_products_and_convolutions_count_two_for_each_multiply_add() -> None:
     assert found == {"0": 2 * positions * 8 * (3 * 3 * 2), "1": 2 * positions * 8 * 5}
 
 
+def conv(x: jax.Array, kernel: jax.Array, **values: Any) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=layout, **values
+    )
+
+
+POSITIONS = 2 * 6 * 6  # of two images
+
+CONVOLUTIONS: dict[str, tuple[Any, tuple[int, ...], float]] = {
+    "plain": (lambda x, k: conv(x[0], k), (3, 3, 4, 8), POSITIONS * 8 * 36),
+    "many inputs": (jax.vmap(conv, (0, None)), (3, 3, 4, 8), 3 * POSITIONS * 8 * 36),
+    "many kernels": (
+        lambda x, k: jax.vmap(conv, (None, 0))(x[0], k),
+        (3, 3, 3, 4, 8),
+        3 * POSITIONS * 8 * 36,
+    ),
+    "each its own": (jax.vmap(conv), (3, 3, 3, 4, 8), 3 * POSITIONS * 8 * 36),
+    "depthwise": (
+        lambda x, k: conv(x[0], k, feature_group_count=4),
+        (3, 3, 1, 8),
+        POSITIONS * 8 * 9,
+    ),
+    "many depthwise": (
+        jax.vmap(lambda x, k: conv(x, k, feature_group_count=4)),
+        (3, 3, 3, 1, 8),
+        3 * POSITIONS * 8 * 9,
+    ),
+    "groups of the batch": (
+        lambda x, k: conv(x[0], k, batch_group_count=2),
+        (3, 3, 4, 8),
+        POSITIONS / 2 * 8 * 36,
+    ),
+    "dilated": (lambda x, k: conv(x[0], k, rhs_dilation=(2, 2)), (3, 3, 4, 8), POSITIONS * 8 * 36),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_grouped_and_batched_convolutions_are_counted_as_by_hand(name: str) -> None:
+    network, shape, multiply_adds = CONVOLUTIONS[name]
+    found = counted(lambda p, x: network(x, p["0"]), shape, inputs=(3, 2, 6, 6, 4))
+    assert found == {"0": 2 * multiply_adds}
+
+
+def test_rows_that_meet_one_matrix_of_a_stack_each_are_counted_once() -> None:
+    def experts(p: Any, x: jax.Array) -> jax.Array:
+        return jax.lax.ragged_dot(x, p["0"], jnp.array([2, 0, 3]))
+
+    assert counted(experts, (3, 4, 7)) == {"0": 2 * 5 * 4 * 7}
+
+
 def test_a_transposed_convolution_counts_its_inputs() -> None:
     """Each of 4 inputs meets each of 3 taps once; the zeros between them are no work."""
 
@@ -48,6 +100,8 @@ def test_a_transposed_convolution_counts_its_inputs() -> None:
 
 
 ONCE = 2.0 * 5 * 4 * 4  # (5, 4) @ (4, 4)
+MESH = jax.make_mesh((1,), ("all",), (jax.sharding.AxisType.Auto,))
+WHOLE = jax.sharding.PartitionSpec()
 
 PROGRAMS: dict[str, tuple[Any, float]] = {
     "plain": (lambda w, x: x @ w, 1),
@@ -86,6 +140,44 @@ PROGRAMS: dict[str, tuple[Any, float]] = {
         lambda w, x: jax.lax.cond(x[0, 0] > 0, lambda v: x @ v @ v, lambda v: x @ v, w),
         2,
     ),
+    "dearest of three": (
+        lambda w, x: jax.lax.switch(1, [lambda v: x, lambda v: x @ v, lambda v: x @ v @ v], w),
+        2,
+    ),
+    "chosen or zero": (
+        lambda w, x: x @ jax.lax.cond(x[0, 0] > 0, lambda: w, lambda: jnp.zeros((4, 4))),
+        1,
+    ),
+    "chosen or data": (lambda w, x: x @ jax.lax.cond(x[0, 0] > 0, lambda: w, lambda: x[:4]), 0),
+    "entries chosen by data": (lambda w, x: x @ jnp.where(x[:4] > 0, w, 0.0), 1),
+    "entries replaced by data": (lambda w, x: x @ jnp.where(x[:4] > 0, w, x[:4]), 0),
+    "kept apart": (lambda w, x: jnp.matmul(*jax.lax.optimization_barrier((x, w))), 1),
+    "reduced by a function": (
+        lambda w, x: x @ (w * jax.lax.reduce(x[:4], 1.0, lambda a, b: a * b, (1,)).reshape(1, 4)),
+        0,
+    ),
+    "named": (lambda w, x: jax.lax.composite(product, "a.product")(w, x), 1),
+    "by platform": (
+        lambda w, x: jax.lax.platform_dependent(w, cpu=lambda v: x @ v, default=lambda v: x),
+        1,
+    ),
+    "mapped in batches": (lambda w, x: jax.lax.map(lambda row: row @ w, x, batch_size=2), 1),
+    "remat of jit of remat": (
+        lambda w, x: jax.checkpoint(jax.jit(jax.checkpoint(lambda v: x @ v)))(w),
+        1,
+    ),
+    "a gradient inside": (
+        lambda w, x: jax.grad(
+            lambda y: jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), y, length=3)[0].sum()
+        )(x),
+        6,
+    ),
+    "in shard_map": (
+        lambda w, x: jax.shard_map(
+            lambda v, y: y @ v, mesh=MESH, in_specs=(WHOLE, WHOLE), out_specs=WHOLE
+        )(w, x),
+        1,
+    ),
 }
 
 
@@ -96,13 +188,55 @@ def test_a_weight_is_followed_to_its_products(name: str) -> None:
     assert found == ({"0": times * ONCE} if times else {})
 
 
-def test_the_weights_of_custom_derivatives_are_found() -> None:
-    @jax.custom_vjp
-    def product(w: jax.Array, x: jax.Array) -> jax.Array:
-        return x @ w
+def product(w: jax.Array, x: jax.Array) -> jax.Array:
+    return x @ w
 
-    product.defvjp(lambda w, x: (x @ w, (w, x)), lambda kept, g: (kept[1].T @ g, g @ kept[0].T))
-    assert counted(lambda p, x: product(p["0"], x), (4, 4)) == {"0": ONCE}
+
+def with_jvp() -> Any:
+    function = jax.custom_jvp(product)
+    function.defjvp(lambda values, tangents: (function(*values), function(*tangents)))
+    return function
+
+
+def with_vjp() -> Any:
+    function = jax.custom_vjp(product)
+    function.defvjp(lambda w, x: (x @ w, (w, x)), lambda kept, g: (kept[1].T @ g, g @ kept[0].T))
+    return function
+
+
+def with_vmap() -> Any:
+    function = jax.custom_batching.custom_vmap(product)
+    function.def_vmap(lambda size, batched, w, x: (x @ w, True))
+    return function
+
+
+def with_partitioning() -> Any:
+    function = custom_partitioning(product)
+    function.def_partition(lambda *_: None, lambda *_: None, sharding_rule="i j, k i -> k j")
+    return function
+
+
+def with_transpose() -> Any:
+    return lambda w, x: jax.custom_derivatives.linear_call(
+        lambda x, w: x @ w, lambda w, g: g @ w.T, x, w
+    )
+
+
+CUSTOM = [with_jvp, with_vjp, with_vmap, with_partitioning, with_transpose]
+
+
+@pytest.mark.parametrize("custom", CUSTOM)
+def test_the_weights_of_functions_with_rules_of_their_own_are_found(custom: Any) -> None:
+    function = custom()
+    assert counted(lambda p, x: function(p["0"], x), (4, 4)) == {"0": ONCE}
+
+    def scanned(p: Any, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda c, w: (function(w, c), None), x, p["0"])[0]
+
+    assert counted(scanned, (3, 4, 4)) == {"0": 3 * ONCE}
+
+
+# --------------------------------------------------------------------------------------- loops
 
 
 def test_a_stack_of_kernels_counts_each_of_its_slices() -> None:
@@ -154,12 +288,12 @@ def test_linen_nnx_and_equinox_networks_count_alike() -> None:
     graph, state = nnx.split(model, nnx.Param)
     found = flops.forward_flops(lambda p, x: nnx.merge(graph, p)(x), state, images)
     assert sorted(found.values()) == sorted(6.0 * size for size in sizes.values())
-    assert [*found] == trees.prunable(trees.by_path(state))
+    assert [*found] == names.prunable(trees.by_path(state))
 
     equinox = eqx.filter_eval_shape(models_equinox.MLP, 64, 10, key=jax.random.key(0))
     found = flops.forward_flops(lambda p, x: jax.vmap(p)(x), equinox, shaped(3, 64))
     assert sorted(found.values()) == sorted(6.0 * size for size in sizes.values())
-    assert [*found] == trees.prunable(trees.by_path(equinox))
+    assert [*found] == names.prunable(trees.by_path(equinox))
 
 
 @pytest.mark.usefixtures("standard_promotion")

@@ -23,8 +23,8 @@ KERNELS = ("body/kernel", "head/kernel")
 
 
 def method(inner: Any = None, **values: Any) -> Any:
-    given = {"sparsity": 0.9, "target_anneal": None, "attention_init": 0.5}
-    given["attention_optimizer"] = optax.sgd(OF_ATTENTION)
+    given = {"sparsity": 0.9, "ramp": None, "attention_init": 0.5}
+    given["learner"] = optax.sgd(OF_ATTENTION)
     return jaxprune.layer_attention(theirs(inner or optax.sgd(RATE)), **(given | values))
 
 
@@ -38,7 +38,7 @@ def learner_of(tx: Any) -> Any:
 
 def test_the_penalty_and_its_slope() -> None:
     mask = {"a": jnp.ones((10, 10), bool), "b": jnp.ones((10, 30), bool)}
-    learner = learner_of(method(sparsity=1.0))
+    learner = learner_of(method(sparsity=1.0, gamma=5.0))
     learned = {"a": jnp.float32(0.5), "b": jnp.float32(0.5)}
 
     def penalty(learned: Any) -> Any:
@@ -67,7 +67,7 @@ def test_the_slope_of_the_penalty_is_that_without_the_bounds(alpha: float, a: fl
 
 def test_the_target_falls_from_one_along_a_cubic() -> None:
     mask = {"a": jnp.ones((10, 10), bool)}
-    learner = learner_of(method(sparsity=0.8, target_anneal=(2, 10), gamma=1.0))
+    learner = learner_of(method(sparsity=0.8, ramp=(2, 10), gamma=1.0))
 
     def target(age: int) -> float:
         signals = Signals(jnp.int32(age), {}, mask, learned={"a": jnp.float32(1)})
@@ -91,7 +91,7 @@ def test_shares_are_counted_in_integers() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4), (40, 50)])
 def test_a_layer_is_never_emptied(shape: tuple[int, ...]) -> None:
     params = {"kernel": jax.random.normal(jax.random.key(0), shape)}
-    tx = method(attention_init=0.01, attention_optimizer=optax.set_to_zero())
+    tx = method(attention_init=0.01, learner=optax.set_to_zero())
     _, state = jax.jit(tx.update)(tiny.zeros_like(params), tx.init(params), params)
     size = params["kernel"].size
     pruned = int(Fraction(float(np.float32(0.99))) * size)
@@ -152,6 +152,36 @@ def test_several_updates_are_those_of_numpy() -> None:
     assert len(ends) == 2  # the layers went ways of their own
 
 
+def test_masks_may_be_chosen_in_every_third_update_alone() -> None:
+    """And in the first; attentions are learned in between, too."""
+    tx, params = method(optax.sgd(1.0), every=3, gamma=3.0), tiny.params()
+    state, step, changes, before = tx.init(params), tiny.updater(tx), [], None
+    for n in range(1, 9):
+        old = tiny.saved(jaxprune.get_learned(state))
+        params, state = step(tiny.normal(n), state, params)
+        learned, masks = jaxprune.get_learned(state), masks_of(state)
+        assert all(learned[path] != old[path] for path in KERNELS)
+        if n in (1, 3, 6):
+            for path, w in trees.by_path(state.prune_dense).items():
+                if path in KERNELS:
+                    size = np.abs(np.asarray(w)).ravel()
+                    pruned = int(Fraction(float(np.float32(1) - learned[path])) * size.size)
+                    largest = np.argsort(-size, kind="stable")[: size.size - pruned]
+                    assert np.flatnonzero(masks[path].ravel()).tolist() == sorted(largest)
+        if before is None or any((masks[path] != before[path]).any() for path in KERNELS):
+            changes.append(n)
+        before = {path: mask.copy() for path, mask in masks.items()}
+        jaxprune.verify(params, state)
+    assert changes == [1, 3, 6]
+    assert jaxprune.plan(tx, params).steps[:3] == (1, 3, 6)
+
+
+def test_gamma_is_20_where_nothing_is_said() -> None:
+    mask = {"a": jnp.ones((10, 10), bool)}
+    signals = Signals(jnp.int32(7), {}, mask, learned={"a": jnp.float32(1)})
+    assert float(learner_of(method(sparsity=1.0)).penalty(signals)) == 20
+
+
 def test_a_masked_weight_has_the_task_gradient_and_no_decay() -> None:
     tx = method(optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE)))
     params = tiny.params()
@@ -169,7 +199,7 @@ def test_a_masked_weight_has_the_task_gradient_and_no_decay() -> None:
 
 def test_without_penalty_at_full_attention_at_rest_it_is_dense_training() -> None:
     bare = theirs(optax.adamw(0.05, weight_decay=0.1))
-    frozen = {"attention_optimizer": optax.set_to_zero(), "attention_init": 1.0, "gamma": 0.0}
+    frozen = {"learner": optax.set_to_zero(), "attention_init": 1.0, "gamma": 0.0}
     tx, a, b = method(bare, **frozen), tiny.params(), tiny.params()
     state, slots = tx.init(a), bare.init(b)
     for n in range(5):
@@ -183,7 +213,7 @@ def test_without_penalty_at_full_attention_at_rest_it_is_dense_training() -> Non
 def test_the_network_scales_its_layers_outputs() -> None:
     """Kernel and bias times a is the output times a."""
     params = tiny.params()
-    tx = method(optax.sgd(0.0), attention_optimizer=optax.set_to_zero(), attention_init=0.5)
+    tx = method(optax.sgd(0.0), learner=optax.set_to_zero(), attention_init=0.5)
     updates, state = tx.update(tiny.zeros_like(params), tx.init(params), params)
     seen, x = applied(params, updates), jnp.ones((1, 4))
     sparse = np.asarray(params["body"]["kernel"]) * masks_of(state)["body/kernel"]
@@ -203,7 +233,7 @@ class Network(nn.Module):
         return nn.Dense(4, name="classifier")(nn.relu(x).mean(axis=(1, 2)))
 
 
-def slopes_of_attentions(site: str) -> dict[str, float]:
+def slopes_of_attentions() -> dict[str, float]:
     """The gradient of a loss alone with respect to the attentions, after some updates."""
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
     variables: Any = Network().init(jax.random.key(1), x)
@@ -216,7 +246,7 @@ def slopes_of_attentions(site: str) -> dict[str, float]:
 
     keep = optax.trace(decay=0.0)  # its slots are the gradients it got
     still = optax.chain(keep, optax.set_to_zero())
-    tx = method(optax.sgd(0.05), gamma=0.0, attention_optimizer=still, site=site)
+    tx = method(optax.sgd(0.05), gamma=0.0, learner=still)
     state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(3):
         updates, state = step(jax.grad(loss)(params), state, params)
@@ -224,29 +254,9 @@ def slopes_of_attentions(site: str) -> dict[str, float]:
     return {path: abs(float(x)) for path, x in state.prune_learner[0].trace.items()}
 
 
-def test_a_norm_takes_the_gradient_away_and_gives_it_back_after_itself() -> None:
-    before, after = slopes_of_attentions("layer"), slopes_of_attentions("after_norm")
-    assert before["conv_0/kernel"] < 1e-4 * before["classifier/kernel"]
-    assert after["conv_0/kernel"] > 0.01 * after["classifier/kernel"]
-
-
-def test_after_the_norm_scale_and_bias_hold_the_attention() -> None:
-    x = jnp.ones((2, 6, 6, 3))
-    params: Any = Network().init(jax.random.key(1), x)["params"]
-    params["norm_0"]["bias"] += 1.0
-    frozen = {"attention_optimizer": optax.set_to_zero(), "site": "after_norm"}
-    tx = method(optax.sgd(0.0), **frozen)
-    updates, state = tx.update(tiny.zeros_like(params), tx.init(params), params)
-    seen, mask = applied(params, updates), masks_of(state)["conv_0/kernel"]
-    np.testing.assert_allclose(seen["norm_0"]["scale"], 0.5)
-    np.testing.assert_allclose(seen["norm_0"]["bias"], 0.5)
-    np.testing.assert_array_equal(
-        seen["conv_0"]["kernel"], np.asarray(params["conv_0"]["kernel"]) * mask
-    )
-    np.testing.assert_allclose(
-        seen["classifier"]["bias"], 0.5 * params["classifier"]["bias"], atol=1e-7
-    )
-    jaxprune.verify(seen, state)
+def test_a_norm_takes_the_gradient_of_an_attention_away() -> None:
+    slopes = slopes_of_attentions()
+    assert slopes["conv_0/kernel"] < 1e-4 * slopes["classifier/kernel"]
 
 
 def test_slices_of_a_stack_have_attentions_of_their_own() -> None:
@@ -284,7 +294,7 @@ def test_slices_of_a_stack_have_attentions_of_their_own() -> None:
 
 def test_a_stack_of_one_layer_is_a_layer() -> None:
     params = {"layers": {"kernel": jnp.ones((4, 1, 5)), "bias": jnp.ones((1, 5))}}
-    tx = method(stacked={"layers/kernel": 1}, attention_optimizer=optax.sgd(1.0), gamma=0.0)
+    tx = method(stacked={"layers/kernel": 1}, learner=optax.sgd(1.0), gamma=0.0)
     grads = jax.tree.map(lambda p: 0.01 * p, params)
     updates, state = tx.update(grads, tx.init(params), params)
     learned = jaxprune.get_learned(state)["layers/kernel"]
@@ -302,7 +312,7 @@ def test_a_stack_whose_bias_is_stacked_otherwise_is_refused() -> None:
 def test_attentions_stay_within_their_bounds() -> None:
     params = tiny.params()
     for pull, end in ((-1e6, 1.0), (1e6, 0.01)):
-        tx = method(attention_optimizer=optax.sgd(1.0), gamma=0.0)
+        tx = method(learner=optax.sgd(1.0), gamma=0.0)
         grads = jax.tree.map(lambda p, pull=pull: pull * p, params)
         _, state = tx.update(grads, tx.init(params), params)
         assert {float(x) for x in jaxprune.get_learned(state).values()} == {np.float32(end)}
@@ -310,7 +320,7 @@ def test_attentions_stay_within_their_bounds() -> None:
 
 @pytest.mark.parametrize("attention", [0.01, 0.1, 1.0])
 def test_however_far_a_layer_shrinks_at_once_its_params_are_its_view(attention: float) -> None:
-    tx = method(attention_init=attention, attention_optimizer=optax.set_to_zero())
+    tx = method(attention_init=attention, learner=optax.set_to_zero())
     params, state = tiny.params(), tx.init(tiny.params())
     for _ in range(2):
         updates, state = tx.update(tiny.zeros_like(params), state, params)
@@ -325,7 +335,7 @@ def slightly_off(tree: Any) -> Any:
 
 
 def test_below_one_an_alpha_keeps_attentions_off_one() -> None:
-    tx = method(attention_optimizer=optax.sgd(1.0), alpha=0.5)
+    tx = method(learner=optax.sgd(1.0), alpha=0.5)
     params = tiny.params()
     grads = jax.tree.map(lambda p: -1e6 * p, params)
     _, state = tx.update(grads, tx.init(params), params)
@@ -354,9 +364,8 @@ def test_nan_attentions_change_no_mask_and_are_counted() -> None:
         ({"alpha": 0.0}, "`alpha` must be above 0, got 0.0"),
         ({"gamma": -1.0}, "`gamma` must be at least 0, got -1.0"),
         ({"sparsity": 1.5}, "`sparsity` must lie in [0, 1], got 1.5"),
-        ({"site": "norm"}, "`site` must be 'layer' or 'after_norm', got 'norm'"),
-        ({"target_anneal": (4, 2)}, "`target_anneal` must begin at 0 or later"),
-        ({"norms": {"head": "body"}, "site": "after_norm"}, "`norms` must name a norm"),
+        ({"ramp": (4, 2)}, "`ramp` must begin at 0 or later"),
+        ({"every": 0}, "`every` must be at least 1, got 0"),
     ],
 )
 def test_errors(values: dict[str, Any], message: str) -> None:
@@ -365,9 +374,7 @@ def test_errors(values: dict[str, Any], message: str) -> None:
 
 
 def test_it_needs_optimizers() -> None:
-    with pytest.raises(TypeError, match="`attention_optimizer` must be an optax optimizer"):
-        method(attention_optimizer=0.1)
+    with pytest.raises(TypeError, match="`learner` must be an optax optimizer"):
+        method(learner=0.1)
     with pytest.raises(ValueError, match=r"`inner` must be an optimizer.*last in a chain"):
-        jaxprune.layer_attention(
-            None, sparsity=0.9, attention_optimizer=optax.sgd(0.1), target_anneal=None
-        )
+        jaxprune.layer_attention(None, sparsity=0.9, learner=optax.sgd(0.1), ramp=None)

@@ -26,7 +26,7 @@ def decayed() -> Any:
 
 
 def soft(inner: Any = None, **values: Any) -> Any:
-    given = {"threshold_optimizer": optax.sgd(OF_LEARNED), "threshold_init": -1.5, "decay": PENALTY}
+    given = {"learner": optax.sgd(OF_LEARNED), "threshold_init": -1.5, "decay": PENALTY}
     return jaxprune.soft_threshold(theirs(inner or optax.sgd(RATE)), **(given | values))
 
 
@@ -195,7 +195,7 @@ def test_slices_of_a_stack_have_thresholds_of_their_own(axis: int) -> None:
 
 def test_complex_weights_shrink_towards_zero() -> None:
     w = jnp.array([[3 + 4j, 0.1j], [-1, 0]], jnp.complex64)
-    tx = soft(threshold_init=-1.0986123, threshold_optimizer=optax.sgd(0.0))
+    tx = soft(threshold_init=-1.0986123, learner=optax.sgd(0.0))
     params, state = tiny.updater(tx)({"k": jnp.zeros_like(w)}, tx.init({"k": w}), {"k": w})
     close(params["k"], np.array([[(3 + 4j) * 4.75 / 5, 0], [-0.75, 0]]))
     assert masks_of(state)["k"].tolist() == [[True, False], [True, False]]
@@ -229,7 +229,7 @@ def test_scores_add_up_minus_w_g_and_rank_at_any_rate(rate: float) -> None:
     back = 0
     before = {path: np.ones(1, bool) for path in KERNELS}
     inner = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE))
-    tx = moving(inner, score_optimizer=optax.sgd(rate))
+    tx = moving(inner, learner=optax.sgd(rate))
     for n, (params, state) in enumerate(run(tx, 8), start=1):
         w, scores, kept = movement_oracle(n, rate)
         dense, masks = arrays(state.prune_dense), masks_of(state)
@@ -318,21 +318,19 @@ def test_errors_of_soft_thresholds(values: dict[str, Any], message: str) -> None
 
 
 def test_what_learns_needs_optimizers() -> None:
-    with pytest.raises(TypeError, match="`threshold_optimizer` must be an optax optimizer, got 0"):
-        soft(threshold_optimizer=0.1)
-    with pytest.raises(TypeError, match="`score_optimizer` must be an optax optimizer, got None"):
-        moving(score_optimizer=None)
+    with pytest.raises(TypeError, match="`learner` must be an optax optimizer, got 0"):
+        soft(learner=0.1)
+    with pytest.raises(TypeError, match="`learner` must be an optax optimizer, got None"):
+        moving(learner=None)
     with pytest.raises(ValueError, match=r"`inner` must be an optimizer.*last in a chain"):
         jaxprune.movement(None, sparsity=0.5, ramp=(0, 4))
     with pytest.raises(ValueError, match=r"`inner` must be an optimizer.*last in a chain"):
-        jaxprune.soft_threshold(
-            None, threshold_optimizer=optax.sgd(0.1), threshold_init=-9.0, decay=0.1
-        )
+        jaxprune.soft_threshold(None, learner=optax.sgd(0.1), threshold_init=-9.0, decay=0.1)
 
 
 def test_what_is_learned_may_be_any_tree() -> None:
-    learner = jaxprune.Learner(lambda mask: (jnp.ones(()), jnp.zeros(2)), optax.sgd(0.1))
-    view = View(lambda s: {p: s.learned[0] * s.dense[p] for p in s.mask}, copy=True)
+    learner = jaxprune.Learner(lambda s: (jnp.ones(()), jnp.zeros(2)), optax.sgd(0.1))
+    view = View(lambda s: {p: s.learned[0] * s.dense[p] for p in s.mask})
     tx = jaxprune.prune(optax.sgd(0.1), [], view, learner=learner)
     one, zeros = jaxprune.get_learned(tx.init({"kernel": jnp.ones((2, 2))}))
     assert (float(one), zeros.shape) == (1.0, (2,))

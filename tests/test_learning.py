@@ -11,7 +11,7 @@ import tiny
 from tiny import Loop, theirs
 
 import jaxprune
-from jaxprune import Learner, View, prune
+from jaxprune import Learner, View, prune, views
 from jaxprune.types import Leaves, Signals
 
 
@@ -20,8 +20,8 @@ def scaled(s: Signals) -> Leaves:
     return {path: s.learned[path] * s.dense[path] for path in s.mask}
 
 
-def ones(mask: Leaves) -> Leaves:
-    return dict.fromkeys(mask, jnp.float32(1))
+def ones(s: Signals) -> Leaves:
+    return dict.fromkeys(s.mask, jnp.float32(1))
 
 
 def by_turns(step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -31,7 +31,7 @@ def by_turns(step: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def toy(optimizer: Any = None, **values: Any) -> Any:
     learner = Learner(ones, optimizer or optax.adam(0.01), **values)
-    return prune(theirs(optax.adam(0.05)), [], View(scaled, copy=True), learner=learner)
+    return prune(theirs(optax.adam(0.05)), [], View(scaled), learner=learner)
 
 
 def parts_of(state: Any) -> tuple[Any, Any]:
@@ -114,9 +114,9 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"`inner` must be an optimizer where something is learned"
     ):
-        prune(None, [], View(scaled, copy=True), learner=learner)
+        prune(None, [], View(scaled), learner=learner)
     with pytest.raises(ValueError, match=r"`view` must keep a copy \(copy=True\) beside a learner"):
-        prune(optax.sgd(0.1), [], View(scaled), learner=learner)
+        prune(optax.sgd(0.1), [], views.hard, learner=learner)
 
 
 def test_a_method_that_learns_nothing_says_so() -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import zlib
 
 import equinox as eqx
 import flax.linen
@@ -18,8 +17,8 @@ from hypothesis import strategies as st
 from samples import HARD, assert_equal, hard, normal
 
 from jaxprune import masks
-from jaxprune.selection import Ranked
-from jaxprune.types import REST
+from jaxprune.masks.ranking import largest
+from jaxprune.types import Ranked
 
 # Selection is compiled once for its shapes, which takes seconds: most tests share these leaves, or
 # one of 64 entries, or 16 blocks.
@@ -65,12 +64,37 @@ def test_each_leaf_keeps_its_least_and_the_tree_its_number(seed, floor, more):
     assert sum(int(mask.sum()) for mask in masked.values()) == count
 
 
+@given(seeds, densities, st.sampled_from([0, -1, (0, 1), (2, 0), (-1, 1), (-3, 1, 2)]))
+@settings(max_examples=25)
+def test_topk_along_axes_keeps_the_first_of_a_sort_of_each_row(seed, density, axis):
+    """Several axes count as one, the fastest last; ties, NaN and -0.0 as in a leaf."""
+    scores = hard(seed, (3, 4, 2))
+    axes = [a % 3 for a in ((axis,) if isinstance(axis, int) else axis)]
+    order = [*(a for a in range(3) if a not in axes), *axes]
+    moved = scores.transpose(order)
+    rows = moved.reshape(-1, math.prod(scores.shape[a] for a in axes))
+    counts = [oracle.kept(rows.shape[1], density)] * len(rows)
+    expected = np.stack(oracle.keep_largest(list(rows), counts, range(len(rows))))
+    expected = expected.reshape(moved.shape).transpose(np.argsort(order))
+    np.testing.assert_array_equal(masks.topk(scores, density, axis), expected)
+
+
+def test_topk_along_axes_takes_densities_by_path_and_traced_ones():
+    scores = {"a": hard(0, (8, 8)), "b": hard(1, (4, 2, 8))}
+    by_leaf = masks.topk(scores, {"a": 0.25, "b": 0.5}, axis=-1)
+    assert np.asarray(by_leaf["a"]).sum(-1).tolist() == [2] * 8
+    assert np.asarray(by_leaf["b"]).sum(-1).tolist() == [[4, 4]] * 4
+    traced = jax.jit(lambda d: masks.topk(scores, {"a": d / 2, "b": d}, axis=-1))(0.5)
+    jax.tree.map(np.testing.assert_array_equal, traced, by_leaf)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_scores_of_any_floating_dtype_are_ranked_exactly(dtype):
     scores = jnp.asarray(hard(1, (64,)), dtype)
     for density in (0.0, 0.25, 0.5, 1.0):
         expected = oracle.keep_largest([scores], [oracle.kept(64, density)], [0])
         assert_equal(masks.topk(scores, density), expected)
+        assert_equal(masks.topk(scores, density, axis=0), expected)
     np.testing.assert_array_equal(masks.n_of_m(scores, 1, 4), oracle.n_of_m(scores, 1, 4, -1))
 
 
@@ -81,7 +105,9 @@ def test_integers_are_ranked_exactly(dtype):
         scores[:4] = 2**24 + 1, 2**24, -(2**24) - 1, 2**31 - 2**24
     scores = np.tile(scores, 8)
     for k in range(0, 65, 4):
-        assert_equal(masks.topk(scores, k / 64), oracle.keep_largest([scores], [k], [0]))
+        expected = oracle.keep_largest([scores], [k], [0])
+        assert_equal(masks.topk(scores, k / 64), expected)
+        assert_equal(masks.topk(scores, k / 64, axis=-1), expected)
     np.testing.assert_array_equal(masks.n_of_m(scores, 1, 4), oracle.n_of_m(scores, 1, 4, -1))
 
 
@@ -93,12 +119,13 @@ def test_complex_scores_have_no_order():
 FUNCTIONS = {
     "topk": lambda scores: masks.topk(scores, 0.3),
     "global_topk": lambda scores: masks.global_topk(scores, 0.3, min_density=0.1),
+    "topk along": lambda scores: masks.topk(scores, 0.3, axis=-1),
     "n_of_m": lambda scores: masks.n_of_m(scores, 2, 4),
     "block": lambda scores: masks.block(scores, 0.3, (4,)),
 }
 
 
-@pytest.mark.parametrize("name", ["topk", "global_topk", "n_of_m"])
+@pytest.mark.parametrize("name", ["topk", "topk along", "global_topk", "n_of_m"])
 @given(seeds)
 @settings(max_examples=10)
 def test_only_the_order_of_scores_matters(name, seed):
@@ -126,6 +153,7 @@ def test_a_permutation_of_the_scores_permutes_the_mask(seed, density):
     "mask_of",
     [
         masks.topk,
+        lambda scores, density: masks.topk(scores, density, axis=-1),
         masks.global_topk,
         lambda scores, density: masks.block(scores, density, (2,)),
         lambda scores, density: masks.random(jax.random.key(0), scores, density),
@@ -141,41 +169,6 @@ def test_masks_of_growing_density_are_nested(mask_of):
         assert all(bool((~small[path] | large[path]).all()) for path in scores)
 
 
-@given(seeds, densities)
-@settings(max_examples=20)
-def test_random_keeps_exactly_its_number(seed, density):
-    masked = masks.random(jax.random.key(seed), tree(0), density)
-    for path, leaf in tree(0).items():
-        assert masked[path].shape == leaf.shape
-        assert int(masked[path].sum()) == oracle.kept(leaf.size, density)
-
-
-def test_random_takes_typed_and_raw_keys():
-    leaves = tree(0)
-    typed = masks.random(jax.random.key(7), leaves, 0.5)
-    raw = masks.random(jax.random.key_data(jax.random.key(7)), leaves, 0.5)
-    jax.tree.map(np.testing.assert_array_equal, typed, raw)
-    other = masks.random(jax.random.key(8), leaves, 0.5)
-    assert (np.asarray(typed["leaf2"]) != np.asarray(other["leaf2"])).any()
-
-
-def test_random_depends_on_the_path_and_on_nothing_else():
-    one = masks.random(jax.random.key(7), {"a": jnp.zeros(64), "b": jnp.zeros(64)}, 0.5)
-    two = masks.random(jax.random.key(7), {"b": jax.ShapeDtypeStruct((64,), "bfloat16")}, 0.5)
-    assert (np.asarray(one["a"]) != np.asarray(one["b"])).any()
-    np.testing.assert_array_equal(one["b"], two["b"])
-    key = jax.random.fold_in(jax.random.key(7), zlib.crc32(b"a"))
-    chance = jax.random.uniform(key, (64,), jnp.float32)
-    np.testing.assert_array_equal(one["a"], masks.topk(chance, 0.5))
-
-
-def test_random_is_fair():
-    kept = [masks.random(jax.random.key(i), jnp.zeros(64), 0.25) for i in range(300)]
-    share = np.mean(kept, axis=0)
-    assert share.shape == (64,)
-    assert (np.abs(share - 0.25) < 0.1).all()
-
-
 def test_nonzero_is_decided_by_the_bits():
     x = jnp.array(HARD, jnp.float32)
     expected = [v != 0 for v in HARD]
@@ -185,13 +178,36 @@ def test_nonzero_is_decided_by_the_bits():
     assert masks.nonzero(jnp.array([0j, 1e-3j, complex(0, -0.0)])).tolist() == [False, True, False]
 
 
+def test_nonzero_keeps_a_leaf_without_any_other_entry():
+    tree = {
+        "fresh": jnp.zeros((2, 2)),
+        "negative": jnp.array([-0.0, -0.0]),
+        "pruned": jnp.array([0.0, 1e-40]),
+        "nan": jnp.array([0.0, jnp.nan]),
+        "integers": jnp.array([0, 0]),
+        "complex": jnp.array([0j, complex(-0.0, 0.0)]),
+        "empty": jnp.zeros((0, 3)),
+    }
+    expected = {
+        "fresh": [[True, True], [True, True]],
+        "negative": [True, True],
+        "pruned": [False, True],
+        "nan": [False, True],
+        "integers": [True, True],
+        "complex": [True, True],
+        "empty": [],
+    }
+    for function in (masks.nonzero, jax.jit(masks.nonzero)):
+        assert {path: mask.tolist() for path, mask in function(tree).items()} == expected
+
+
 def test_a_bare_array_is_a_tree_of_any_rank():
     assert masks.topk(jnp.float32(3.0), 1.0).tolist() is True
     assert masks.topk(np.arange(64.0), 0.5).tolist() == [False] * 32 + [True] * 32
     assert masks.global_topk([1.0, 2.0], 0.5) == [False, True]  # two leaves of one entry each
 
 
-@pytest.mark.parametrize("name", ["topk", "n_of_m", "random", "nonzero"])
+@pytest.mark.parametrize("name", ["topk", "topk along", "n_of_m", "random", "nonzero"])
 def test_containers_and_holes_stay_as_they_are(name):
     more = {
         "random": lambda scores: masks.random(jax.random.key(0), scores, 0.3),
@@ -254,36 +270,61 @@ def test_densities_can_be_swept():
 
 @given(seeds, st.integers(0, 60), st.integers(0, 15), st.sampled_from([0.0, 0.4]))
 @settings(max_examples=20)
-def test_largest_ranks_together_what_has_no_number_of_its_own(seed, shared, own, floor):
+def test_largest_ranks_together_what_shares_a_number(seed, shared, own, floor):
     scores = tree(seed)
     paths, leaves = list(scores), list(scores.values())
-    masked = masks.largest(
+    floors = [oracle.kept(leaf.size, floor) for leaf in leaves[1:]]
+    masked, nan = largest(
         {path: jnp.asarray(leaf) for path, leaf in scores.items()},
-        {"leaf0": own, REST: jnp.int32(shared)},
-        min_density=floor,
+        {("leaf0",): own, ("leaf1", "leaf2"): jnp.int32(shared)},
+        dict(zip(paths, [0, *floors], strict=True)),
     )
     assert list(masked) == paths
     assert_equal(masked["leaf0"], oracle.keep_largest(leaves[:1], [own], [0]))
-    floors = [oracle.kept(leaf.size, floor) for leaf in leaves[1:]]
     expected = oracle.global_topk(leaves[1:], max(shared, sum(floors)), floors)
     assert_equal({path: masked[path] for path in paths[1:]}, expected)
+    assert bool(nan) == any(np.isnan(leaf).any() for leaf in leaves)
+
+
+def test_ties_of_sites_that_share_a_number_go_to_the_first_of_the_scores():
+    """Whatever order the counts name them in."""
+    scores = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    masked = largest(scores, {("b", "a"): 3}).masks
+    assert (masked["a"].tolist(), masked["b"].tolist()) == ([True, True], [True, False])
 
 
 def test_largest_keeps_candidates_only():
     values = jnp.array([-5.0, 1.0, jnp.nan, 3.0, 4.0])
     candidates = jnp.array([True, True, True, True, False])
-    leaf = Ranked(values, magnitude=True, candidates=candidates)
-    kept = {k: masks.largest({"a": leaf}, k)["a"].tolist() for k in (1, 2, 5)}
+    leaf = Ranked(values, magnitude=True, mask=candidates)
+    kept = {k: largest({"a": leaf}, {("a",): k}).masks["a"].tolist() for k in (1, 2, 5)}
     assert kept[1] == [True, False, False, False, False]
     assert kept[2] == [True, False, False, True, False]
     assert kept[5] == candidates.tolist()
-    half = masks.largest({"a": leaf, "b": leaf._replace(values=values + 9)}, {REST: 3}, 0.4)
+    pruned = leaf.replace(mask=~candidates, pruned=True)
+    assert largest({"a": pruned}, {("a",): 5}).masks["a"].tolist() == candidates.tolist()
+    both = {"a": leaf, "b": leaf.replace(values=values + 9)}
+    half = largest(both, {("a", "b"): 3}, {"a": 2, "b": 2}).masks
     assert int(half["a"].sum()) == 2 and int(half["b"].sum()) == 2  # floors win over the number
+
+
+@pytest.mark.parametrize("counts", [{("a",): 1}, {("a", "b"): 2}, {("a",): np.array([[1], [0]])}])
+def test_largest_says_whether_a_candidate_is_nan(counts):
+    """In whatever way sites are ranked; also where the NaN is not kept."""
+    counts = counts if len(next(iter(counts))) == 2 else counts | {("b",): 1}
+    here = jnp.array([[True, True], [True, False]])
+    with_nan, without = [[jnp.nan, 1.0], [2.0, 3.0]], [[0.0, 1.0], [2.0, jnp.nan]]
+    for values, found in ((with_nan, True), (without, False)):
+        scores = {"a": Ranked(jnp.array(values), mask=here), "b": Ranked(jnp.ones(3))}
+        for least in ({}, {"a": 1, "b": 1}):
+            nan = jax.jit(lambda x, y: largest(x, counts, y).nan)(scores, least)
+            assert bool(nan) is found
 
 
 def test_no_leaf_no_mask():
     assert masks.topk({}, 0.5) == {} and masks.global_topk({}, 0.5) == {}
-    assert masks.largest({}, 3) == {}
+    assert masks.topk({}, 0.5, axis=0) == {}
+    assert largest({}, {(): 3}).masks == {} and largest({}, {}).masks == {}
     assert masks.global_topk({"a": None}, 0.5) == {"a": None}
 
 
@@ -333,15 +374,11 @@ SCORES = {"a": {"kernel": jnp.ones((6, 4))}}
         (lambda: masks.block(SCORES, 0.5, (0.5,)), TypeError, "`shape` must be made of integers"),
         (lambda: masks.block(SCORES, 40, (2,)), ValueError, "`density` .* did you mean 0.4"),
         (lambda: masks.random(jax.random.key(0), SCORES, 2), ValueError, "`density` must lie"),
+        (lambda: masks.topk(SCORES, 90, axis=0), ValueError, "`density` .* did you mean 0.9"),
         (
-            lambda: masks.largest({"a": jnp.ones(2)}, {"b": 1}),
+            lambda: masks.topk(SCORES, 0.5, axis=(0, 2)),
             ValueError,
-            r"`counts` must have a number for 'a', got \['b'\]",
-        ),
-        (
-            lambda: masks.largest({"a": jnp.ones(2)}, {"a": 1, "b": 1}),
-            ValueError,
-            r"`counts` must name leaves among \['a'\], got 'b'",
+            r"`axis` must be an axis of 'a/kernel', which has shape \(6, 4\), got \(0, 2\)",
         ),
     ],
 )

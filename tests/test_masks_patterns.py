@@ -27,6 +27,44 @@ def test_n_of_m_keeps_the_first_of_each_group(seed, m, data):
     np.testing.assert_array_equal(masked, oracle.n_of_m(scores, n, m, axis))
 
 
+@given(
+    seeds,
+    st.integers(1, 4),
+    st.sampled_from([(0, 1), (1, 0), (0, 2), (-1, 0), (2, 0, 1)]),
+    st.data(),
+)
+@settings(max_examples=25)
+def test_several_axes_count_as_one_the_fastest_last(seed, m, axes, data):
+    n = data.draw(st.integers(0, m))
+    shape = [2, 3, 2]
+    shape[axes[0]] *= m
+    scores = hard(seed, shape)
+    others = [a for a in range(3) if a not in [b % 3 for b in axes]]
+    order = [*others, *(a % 3 for a in axes)]
+    moved = scores.transpose(order)
+    rows = moved.reshape(*(shape[a] for a in others), -1)
+    expected = oracle.n_of_m(rows, n, m, -1).reshape(moved.shape).transpose(np.argsort(order))
+    np.testing.assert_array_equal(masks.n_of_m(scores, n, m, axes), expected)
+
+
+def test_groups_go_on_over_the_axes_that_count_as_one():
+    scores = np.arange(8.0, dtype="f4").reshape(2, 2, 2)
+    kept = masks.n_of_m(scores, 1, 4, (0, 1))  # of 0, 2, 4, 6 and of 1, 3, 5, 7
+    assert np.flatnonzero(kept).tolist() == [6, 7]
+    kept = masks.n_of_m(scores, 1, 2, (1, 0))  # of 0 and 4, 1 and 5, 2 and 6, 3 and 7
+    assert np.flatnonzero(kept).tolist() == [4, 5, 6, 7]
+    with pytest.raises(ValueError, match=r"multiple of m = 3 entries along axis \(0, 1\) .* got 4"):
+        masks.n_of_m(scores, 1, 3, (0, 1))
+
+
+def test_axes_of_groups_are_given_by_path():
+    scores = {"a": lattice(0, (4, 3)), "b": lattice(1, (3, 2, 2))}
+    masked = masks.n_of_m(scores, 1, 4, {"a": 0, "b": (1, 2)})
+    np.testing.assert_array_equal(masked["a"], oracle.n_of_m(scores["a"], 1, 4, 0))
+    rows = oracle.n_of_m(scores["b"].reshape(3, 4), 1, 4, -1)
+    np.testing.assert_array_equal(masked["b"], rows.reshape(3, 2, 2))
+
+
 def test_n_of_m_of_large_groups():
     scores = hard(0, (3, 200))
     for n, m in ((7, 40), (30, 100), (0, 200), (200, 200)):
@@ -83,6 +121,13 @@ def test_blocks_are_the_same_for_any_unit_of_the_scores(seed):
     )
 
 
+def several(x, order):
+    """2 of every 4 along the axes of a transposed array that end it, the leading one apart in B."""
+    moved = x.transpose(order)
+    rows = moved.reshape(len(moved) if x.ndim == 3 else 1, -1)
+    return oracle.n_of_m(rows, 2, 4, -1).reshape(moved.shape).transpose(np.argsort(order))
+
+
 SHARDED = {"a": lattice(0, (16, 12)), "b": lattice(1, (8, 4, 4))}
 A, B = SHARDED.values()
 ON_SHARDS = {
@@ -98,6 +143,18 @@ ON_SHARDS = {
     "n_of_m across devices": (
         lambda x: masks.n_of_m(x, 2, 4, axis=0),
         lambda: [oracle.n_of_m(x, 2, 4, 0) for x in (A, B)],
+    ),
+    "n_of_m over several axes": (
+        lambda x: masks.n_of_m(x, 2, 4, {"a": (1, 0), "b": (0, 2)}),
+        lambda: [several(A, (1, 0)), several(B, (1, 0, 2))],
+    ),
+    "topk along": (
+        lambda x: masks.topk(x, 0.25, axis=-1),
+        lambda: [oracle.n_of_m(A, 3, 12, -1), oracle.n_of_m(B, 1, 4, -1)],
+    ),
+    "topk across devices": (
+        lambda x: masks.topk(x, 0.25, axis=0),
+        lambda: [oracle.n_of_m(A, 4, 16, 0), oracle.n_of_m(B, 2, 8, 0)],
     ),
     "block": (
         lambda x: masks.block(x, 0.25, (2, 2)),

@@ -131,7 +131,7 @@ def follow(method: Any, oracle: Oracle, steps: int = STEPS, **values: Any) -> li
 )  # fmt: skip
 def test_magnitude_attention_is_its_formula(values: dict, formula: dict) -> None:
     oracle = Oracle(sparsity=0.9, **formula)
-    follow(jaxprune.magnitude_attention, oracle, exploit_at=EXPLOIT, **values)
+    follow(jaxprune.magnitude_attention, oracle, stop=EXPLOIT, **values)
     assert not oracle.alive.all(), "no unit died: the guard was not seen"
 
 
@@ -147,7 +147,7 @@ def test_attention_of_strength_0_is_straight_through_until_it_freezes() -> None:
     values = {"dead_units": "move"}
     ours = follow(
         jaxprune.magnitude_attention, Oracle(0.0, guard=False), EXPLOIT,
-        exploit_at=EXPLOIT, strength=0.0, **values,
+        stop=EXPLOIT, strength=0.0, **values,
     )  # fmt: skip
     theirs = follow(jaxprune.straight_through, Oracle(None, np.inf, guard=False), EXPLOIT, **values)
     for a, b in zip(ours, theirs, strict=True):
@@ -184,7 +184,7 @@ def test_masked_weights_do_not_move_a_bit_in_exploitation() -> None:
     inner = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(RATE, momentum=MOMENTUM))
     for on in ("gradient", "update"):
         tx = jaxprune.magnitude_attention(
-            theirs(inner), sparsity=0.7, ramp=(0, 2), every=1, exploit_at=3, attention_on=on,
+            theirs(inner), sparsity=0.7, ramp=(0, 2), every=1, stop=3, attention_on=on,
             dead_units="move",
         )  # fmt: skip
         step, params = tiny.updater(tx), tiny.params()
@@ -232,7 +232,7 @@ def attention(w: np.ndarray, at_refresh: np.ndarray, floor: float) -> np.ndarray
 @pytest.mark.parametrize(
     ("inner", "values", "message"),
     [
-        (optax.sgd(0.1), {"exploit_at": 3}, "`exploit_at` must not come before the ramp's end, 4"),
+        (optax.sgd(0.1), {"stop": 3}, "`stop` must not come before the ramp's end, 4"),
         (None, {"attention_on": "gradient"}, "`attention_on` must be 'update'.*got 'gradient'"),
         (optax.sgd(0.1), {"attention_on": "both"}, "`attention_on` must be 'gradient' or 'update'"),
         (optax.sgd(0.1), {"masked": "top"}, "`masked` must be 'floor' or 'own', got 'top'"),

@@ -340,7 +340,7 @@ def test_starts() -> None:
     [
         ({"stop": 3}, "`stop` must leave room for a cycle, which is 7 updates long, got 3"),
         ({"measure_steps": 0}, "`measure_steps` must be at least 1, got 0"),
-        ({"swap_fraction": 0.3}, "`swap_fraction` must be"),
+        ({"swap_fraction": (0.3,)}, "`swap_fraction` must be"),
         ({"swap_fraction": (0.3, 1.5)}, "`swap_fraction` must lie in"),
         ({"importance": "wg"}, "`importance` must be 'magnitude' or 'taylor', got 'wg'"),
         ({"ranking": "tree"}, "`ranking` must be"),

@@ -58,7 +58,7 @@ def test_two_methods_side_by_side_are_read_as_one() -> None:
 
 
 def test_readers_work_under_jit() -> None:
-    _, state, _ = trained(jaxprune.magnitude_attention, steps=1, exploit_at=3)
+    _, state, _ = trained(jaxprune.magnitude_attention, steps=1, stop=3)
 
     @jax.jit
     def read(state: Any) -> Any:
@@ -74,12 +74,12 @@ def test_readers_work_under_jit() -> None:
 
 def test_the_phase_is_that_of_the_coming_forward_pass() -> None:
     names = []
-    _, state, step = trained(jaxprune.magnitude_attention, steps=0, exploit_at=3)
+    _, state, step = trained(jaxprune.magnitude_attention, steps=0, stop=3)
     params = tiny.params()
     for _ in range(5):
         names.append(jaxprune.phase_of(state).name)
         params, state = step(tiny.zeros_like(params), state, params)
-    assert names == ["explore"] * 3 + ["exploit"] * 2
+    assert names == ["moving"] * 3 + ["fixed"] * 2
     only = jaxprune.phase_of(trained(jaxprune.gradual_magnitude, steps=0)[1])
     assert (only.name, int(only.length)) == ("train", -1)
 
@@ -149,7 +149,7 @@ def test_schedule_free_ships_the_average_through_the_view(method: Any) -> None:
     inner = optax.contrib.schedule_free_sgd(0.1)
     params, state, _ = trained(method, inner)
     f = theirs_of(optax.contrib.schedule_free_eval_params)
-    shipped = jaxprune.eval_params(state, f, params)
+    shipped = jaxprune.eval_params(params, state, f)
     assert jax.tree.structure(shipped) == jax.tree.structure(params)
     tiny.on_support(shipped, state)
     dense = trees.by_path(params) | trees.by_path(state.prune_dense)
@@ -176,7 +176,7 @@ def test_eval_params_needs_exactly_one_method() -> None:
         {"a": jaxprune.static(None, masks=one), "b": jaxprune.static(None, masks=two)}, labels
     )
     with pytest.raises(ValueError, match="hold one jaxprune method, got 2"):
-        jaxprune.eval_params(tx.init(tiny.params()), lambda state, dense: dense)
+        jaxprune.eval_params(tiny.params(), tx.init(tiny.params()), lambda state, dense: dense)
 
 
 # ---------------------------------------------------------------------------------------- shardings

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from jaxprune import scores
-from jaxprune.types import Signals
+from jaxprune.selection import as_array
+from jaxprune.types import Ranked, Signals
+from jaxprune.units import Channels, Group
 
 RNG = np.random.default_rng(0)
 
@@ -36,7 +38,10 @@ def test_a_score_is_its_formula_on_the_prunable_leaves(name, dtype):
     s = signals(dtype)
     scored = getattr(scores, name)(s)
     assert list(scored) == ["a/kernel", "b"]
-    for path, score in scored.items():
+    for path, lazy in scored.items():
+        score = as_array(lazy)
+        assert score.shape == s.mask[path].shape
+        assert isinstance(lazy, Ranked) == (dtype != "complex64")  # nothing is written out
         assert score.dtype == ("float32" if dtype == "complex64" else dtype)
         expected = REFERENCES[name](s, path).astype("float32")
         np.testing.assert_allclose(score.astype("float32"), expected, rtol=1e-6)
@@ -44,7 +49,8 @@ def test_a_score_is_its_formula_on_the_prunable_leaves(name, dtype):
 
 def test_pruned_entries_have_scores_too():
     s = signals()
-    assert all((score[~s.mask[p]] > 0).all() for p, score in scores.gradient(s).items())
+    found = {path: as_array(score) for path, score in scores.gradient(s).items()}
+    assert all((score[~s.mask[path]] > 0).all() for path, score in found.items())
 
 
 def test_gradients_may_be_narrower_than_the_weights():
@@ -53,14 +59,14 @@ def test_gradients_may_be_narrower_than_the_weights():
     scored = scores.saliency(narrow)
     for path in s.mask:
         expected = np.abs(s.dense[path] * narrow.grads[path].astype(jnp.float32))
-        assert scored[path].dtype == jnp.float32
-        np.testing.assert_array_equal(scored[path], expected)
+        assert as_array(scored[path]).dtype == jnp.float32
+        np.testing.assert_array_equal(as_array(scored[path]), expected)
 
 
 def test_nan_stays_nan():
     s = signals(grads={"a/kernel": jnp.full((3, 4), jnp.nan), "b": jnp.zeros(5)})
-    assert jnp.isnan(scores.saliency(s)["a/kernel"]).all()
-    assert jnp.isnan(scores.gradient(s)["a/kernel"]).all()
+    assert jnp.isnan(as_array(scores.saliency(s)["a/kernel"])).all()
+    assert jnp.isnan(as_array(scores.gradient(s)["a/kernel"])).all()
 
 
 @pytest.mark.parametrize("name", ["gradient", "saliency"])
@@ -91,3 +97,12 @@ def test_raw_keys_are_threefry_whatever_the_default_is():
     expected = scores.random(s)["b"]
     with jax.default_prng_impl("rbg"):
         np.testing.assert_array_equal(scores.random(s)["b"], expected)
+
+
+def test_channels_have_the_scores_of_their_members_and_chance_of_their_own():
+    s = signals()
+    groups = {"hidden": Group(4, {"a/kernel": 1, "bias": 0})}
+    s = s._replace(mask={"hidden": jnp.ones(4, bool)}, units=Channels(groups))
+    assert [*scores.magnitude(s)] == ["a/kernel", "bias"]
+    np.testing.assert_array_equal(as_array(scores.magnitude(s)["bias"]), np.abs(s.dense["bias"]))
+    assert {path: x.shape for path, x in scores.random(s).items()} == {"hidden": (4,)}

@@ -1,20 +1,20 @@
-"""Selection against a real sort, on both lowerings, and what it may cost."""
-
-import re
+"""Selection against a real sort, with and without a sample, and what it may cost."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxprune import selection
-from jaxprune.selection import Ranked, any_nan, chunked, cut, keep_largest, rows
+from jaxprune.selection import any_nan, as_array, count_true, keep_largest, largest_of, sum_of
 from jaxprune.selection.keys import codes_of, order_of
+from jaxprune.selection.search import Search
+from jaxprune.types import Ranked
 
 SHAPES = [(2, 1100), (), (3, 4, 5), (0, 3), (1024,)]
 ALTERNATING = (0, 1, 0, 1, 1)
@@ -28,17 +28,15 @@ VARIANTS = [
     (False, False, ALTERNATING),
 ]
 CASES = 176
-"""Cases of each variant, dtype and lowering: 6,336 together."""
+"""Cases of each variant, of which each dtype has four: 2,816 together."""
 
 KINDS = ["normal", "lattice", "half zeros", "zeros", "equal", "denormal", "special", "bits"]
 
 
-@pytest.fixture(params=["chunked", "matrix", "natural"])
-def lowering(request, monkeypatch):
-    """Passes over the leaves, which small ones are spared; in a matrix alone; or on any device."""
-    monkeypatch.setattr(selection, "_on_one_cpu", lambda: request.param != "natural")
-    if request.param == "chunked":
-        monkeypatch.setattr(rows, "_LEAST", 1)
+@pytest.fixture(params=[True, False], ids=["sampled", "not sampled"])
+def sampled(request, monkeypatch):
+    """Whether the first thresholds come from a sample, as on one device, or not, as on several."""
+    monkeypatch.setattr(Search, "sampled", request.param)
     return request.param
 
 
@@ -79,9 +77,14 @@ def draw_counts(rng, sizes, groups):
     return np.asarray(counts, np.int32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_many_random_cases_equal_a_stable_sort(lowering, dtype):
-    rng = np.random.default_rng(len(lowering) + len(dtype))
+@pytest.mark.parametrize(
+    ("sampled", "dtype"),
+    [(True, "float32"), (False, "float32"), (True, "bfloat16"), (False, "float16")],
+    indirect=["sampled"],
+    ids=["float32 sampled", "float32", "bfloat16 sampled", "float16"],
+)
+def test_many_random_cases_equal_a_stable_sort(sampled, dtype):
+    rng = np.random.default_rng([sampled, len(dtype)])
     dtype = jnp.dtype(dtype)
     sizes = [int(np.prod(shape)) for shape in SHAPES]
     kinds = [KINDS[case % len(KINDS)] for case in range(CASES)]
@@ -99,10 +102,13 @@ def test_many_random_cases_equal_a_stable_sort(lowering, dtype):
                 Ranked(x, magnitude, c if limited else None)
                 for x, c in zip(leaves, chosen, strict=True)
             ]
-            found.append(keep_largest(ranked, list(wanted), groups))
+            found.append(keep_largest(ranked, list(wanted), groups)[0])
         return found
 
-    found = jax.jit(lambda *case: jax.lax.map(one_case, case))(leaves, chosen, counts)
+    # Compiling is all it takes, and the options of all programs are tried by the first.
+    options = None if sampled and dtype == "float32" else tiny.quick()
+    masks_of = jax.jit(lambda *case: jax.lax.map(one_case, case), compiler_options=options)
+    found = masks_of(leaves, chosen, counts)
     for (magnitude, limited, groups), wanted, masks in zip(VARIANTS, counts, found, strict=True):
         masks = [np.asarray(mask) for mask in masks]
         for case, kind in enumerate(kinds):
@@ -118,17 +124,17 @@ def test_many_random_cases_equal_a_stable_sort(lowering, dtype):
                 np.testing.assert_array_equal(got[case], right, message)
 
 
-def test_float64_is_exact_beyond_float32(lowering):
+def test_float64_is_exact_beyond_float32(sampled):
     with jax.enable_x64(True):
         x = jnp.asarray(1 + np.random.default_rng(0).permutation(3000) * 2.0**-50)
         y = jnp.asarray([1 + 2.0**-24, -np.inf], jnp.float32)
-        masks = jax.jit(lambda x, y, k: keep_largest([x, y], [k], [0, 0]))(x, y, 700)
+        masks = jax.jit(lambda x, y, k: keep_largest([x, y], [k], [0, 0])[0])(x, y, 700)
         expected = oracle.keep_largest([x, y], [700], [0, 0])
     for got, right in zip(masks, expected, strict=True):
         np.testing.assert_array_equal(got, right)
 
 
-def test_leaves_of_several_dtypes_and_magnitudes_rank_by_value(lowering):
+def test_leaves_of_several_dtypes_and_magnitudes_rank_by_value(sampled):
     rng = np.random.default_rng(1)
     leaves = [
         rng.standard_normal(1500).astype(dtype) for dtype in (jnp.bfloat16, np.float16, np.float32)
@@ -138,7 +144,7 @@ def test_leaves_of_several_dtypes_and_magnitudes_rank_by_value(lowering):
     def masks(leaves, k):
         return keep_largest(
             [Ranked(x, flag) for x, flag in zip(leaves, flags, strict=True)], [k], [0, 0, 0]
-        )
+        )[0]
 
     for k in (0, 10, 1000, 3000, 4100, 4500):
         expected = oracle.keep_largest(leaves, [k], [0, 0, 0], flags)
@@ -180,17 +186,19 @@ def adversaries(size):
     ).astype(np.float32)
 
 
-def test_passes_are_bounded_on_adversaries():
+def test_passes_are_bounded_on_adversaries(sampled):
     size = 300_000
     scores = adversaries(size)
     ks = np.asarray([1, 2, 10, 2990, 3000, size // 3, size // 2, size - 1], np.uint32)
 
     def one(x):
-        ranked = [Ranked(x)]
-        order = order_of(ranked)
-        run = lambda k: chunked.keep_largest_and_passes(ranked, k[None], [0], order)  # noqa: E731
-        found, (passes, _) = jax.lax.map(run, ks)
-        return found.masks[0], passes
+        search = Search([Ranked(x)], np.zeros(1, int), 1, order_of([Ranked(x)]))
+
+        def masks_and_passes(k):
+            found = search.found(k[None])
+            return search.masks(found)[0], found.passes
+
+        return jax.lax.map(masks_and_passes, ks)
 
     masks, passes = jax.jit(lambda scores: jax.lax.map(one, scores))(scores)
     assert int(passes.max()) <= 34
@@ -202,37 +210,13 @@ def test_passes_are_bounded_on_adversaries():
             assert mask[order[:k]].all()
 
 
-@pytest.mark.parametrize("variant", ["magnitude", "signed", "candidates", "bfloat16", "layers"])
-def test_temporaries_are_small(variant):
-    dtype = jnp.bfloat16 if variant == "bfloat16" else jnp.float32
-    leaves = [jax.ShapeDtypeStruct((n, 1000), dtype) for n in (3000, 500, 77, 1000)] * 2
-    chosen = [jax.ShapeDtypeStruct(x.shape, bool) for x in leaves]
-    groups = list(range(8)) if variant == "layers" else [0] * 8
-
-    def masks(leaves, chosen, k):
-        ranked = [
-            Ranked(x, variant != "signed", c if variant == "candidates" else None)
-            for x, c in zip(leaves, chosen, strict=True)
-        ]
-        return keep_largest(ranked, [k] * (max(groups) + 1), groups)
-
-    compiled = jax.jit(masks).lower(leaves, chosen, jnp.int32(5)).compile()
-    size = sum(x.size for x in leaves)
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None
-    assert text is not None
-    assert memory.output_size_in_bytes >= size
-    assert memory.temp_size_in_bytes <= 0.1 * size
-    assert not re.search(r"\bsort\(", text)
-
-
-def test_new_counts_do_not_retrace(lowering):
+def test_new_counts_do_not_retrace(sampled):
     traces = []
 
     @jax.jit
     def masks(x, k):
         traces.append(k)
-        return keep_largest([x], [k], [0])[0]
+        return keep_largest([x], [k], [0])[0][0]
 
     x = jnp.arange(2000.0)
     assert [int(masks(x, k).sum()) for k in (0, 1, 77, 1999, 2000, 9999, -5)] == [
@@ -241,14 +225,14 @@ def test_new_counts_do_not_retrace(lowering):
     assert len(traces) == 1
 
 
-def test_under_vmap_scan_cond_grad_and_without_jit(lowering):
+def test_under_vmap_scan_cond_grad_and_without_jit(sampled):
     rng = np.random.default_rng(3)
     xs = np.round(rng.standard_normal((4, 40, 30)) * 20).astype(np.float32)
     ks = np.asarray([0, 5, 600, 1200], np.int32)
     expected = [oracle.keep_largest([x], [k], [0])[0] for x, k in zip(xs, ks, strict=True)]
 
     def mask(x, k):
-        return keep_largest([x], [k], [0])[0]
+        return keep_largest([x], [k], [0])[0][0]
 
     np.testing.assert_array_equal(jax.jit(jax.vmap(mask))(xs, ks), expected)
     scanned = jax.lax.scan(lambda carry, case: (carry, mask(*case)), 0, (xs, ks))[1]
@@ -265,33 +249,66 @@ def test_under_vmap_scan_cond_grad_and_without_jit(lowering):
     np.testing.assert_array_equal(slope, expected[2].astype(np.float32))
 
 
-def test_any_nan_looks_only_at_candidates(lowering):
+def test_any_nan_looks_only_at_candidates():
     x = jnp.asarray([[1.0, jnp.nan], [jnp.inf, 0.0]])
-    assert any_nan([jnp.zeros(3), x])
-    assert not any_nan([jnp.zeros(3), Ranked(x, True, ~jnp.isnan(x))])
+    assert any_nan([Ranked(jnp.zeros(3)), Ranked(x)])
+    assert not any_nan([Ranked(jnp.zeros(3)), Ranked(x, True, ~jnp.isnan(x))])
     assert not any_nan([])
     for place in (0, 1023, 2000, 2099):
         large = jnp.zeros(2100).at[place].set(-jnp.nan)
-        assert any_nan([large])
-        assert not any_nan([Ranked(large, candidates=jnp.arange(2100) != place)])
+        assert any_nan([Ranked(large)])
+        assert not any_nan([Ranked(large, mask=jnp.arange(2100) != place)])
 
 
-def test_written_marks_what_is_no_candidate():
+@pytest.mark.parametrize("count", [0, 3, 2101])
+def test_a_selection_says_whether_a_candidate_is_nan(sampled, count):
+    x = jnp.zeros(2100).at[1023].set(-jnp.nan)
+
+    @jax.jit
+    def nan(x, chosen):
+        leaves = [Ranked(jnp.ones(3)), Ranked(x, mask=chosen)]
+        return keep_largest(leaves, [2, count], [0, 1])[1]
+
+    assert nan(x, jnp.ones(2100, bool))
+    assert not nan(x, jnp.arange(2100) != 1023)
+    assert not nan(jnp.zeros(2100), jnp.ones(2100, bool))
+
+
+def test_without_scores_nothing_is_kept_and_nothing_is_nan():
+    assert keep_largest([], [], []) == ([], False)
+    (mask,), nan = keep_largest([jnp.zeros((0, 3))], [2], [0])
+    assert mask.shape == (0, 3) and mask.dtype == bool and not nan
+
+
+def test_scores_as_an_array_mark_what_is_no_candidate():
     ranked = Ranked(jnp.asarray([-2.0, 1.0]), True, jnp.asarray([True, False]))
-    np.testing.assert_array_equal(ranked.written(), [2.0, np.nan])
-    np.testing.assert_array_equal(ranked._replace(candidates=None).written(), [2.0, 1.0])
+    np.testing.assert_array_equal(as_array(ranked), [2.0, np.nan])
+    np.testing.assert_array_equal(as_array(ranked.replace(mask=None)), [2.0, 1.0])
+    np.testing.assert_array_equal(as_array(Ranked(ranked.values)), [-2.0, 1.0])
+    assert as_array(ranked.values) is ranked.values
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn", "complex64"])
-def test_cut_leaves_positive_zeros(dtype):
-    x = jnp.asarray([1.5, -jnp.nan, -jnp.inf, -0.0, -2.0, jnp.nan]).astype(dtype)
-    kept = jnp.asarray([True, False, False, False, True, True])
-    result = np.asarray(cut(x, kept))
-    assert result.dtype == x.dtype
-    assert result[0] == np.asarray(x)[0]
-    assert result[4] == np.asarray(x)[4]
-    assert np.isnan(result[5].astype(np.complex64))
-    assert not np.any(result[1:4].view(np.uint8))
+def counts_sums_and_maxima():
+    """That each is NumPy's, of any shape."""
+    rng = np.random.default_rng(7)
+    for shape in [(), (0, 3), (7,), (8, 24), (3, 16, 8, 5)]:
+        x = rng.standard_normal(shape).astype(np.float32)
+        count, total, largest = jax.jit(
+            lambda x: (count_true(x > 0), sum_of(x), largest_of(jnp.abs(x)))
+        )(x)
+        assert count.dtype == jnp.int32 and int(count) == (x > 0).sum()
+        np.testing.assert_allclose(total, x.sum(), rtol=1e-5, atol=1e-5)
+        assert largest == np.abs(x).max(initial=0)
+    assert jnp.isnan(sum_of(jnp.asarray([1.0, jnp.nan])))
+
+
+def test_counts_sums_and_maxima_are_those_of_numpy():
+    counts_sums_and_maxima()
+
+
+@pytest.mark.several_devices
+def test_counts_sums_and_maxima_are_those_of_numpy_beside_other_devices():
+    counts_sums_and_maxima()
 
 
 def test_errors_name_the_argument():
@@ -304,72 +321,17 @@ def test_errors_name_the_argument():
         keep_largest([jnp.arange(3)], [1], [0])
     with pytest.raises(TypeError, match="`counts` must be integers"):
         keep_largest([x], [1.5], [0])
-    with pytest.raises(ValueError, match="`candidates` must have the shape"):
-        keep_largest([Ranked(x, candidates=jnp.ones(2, bool))], [1], [0])
-
-
-SHARDED = {(16, 24): P("x", None), (8, 4, 10): P("x", "y"), (6, 32): P(None, "y"), (7,): P()}
-
-
-def sharded_leaves(mesh, rng):
-    leaves = [np.round(rng.standard_normal(shape) * 9).astype(np.float32) for shape in SHARDED]
-    places = [NamedSharding(mesh, spec) for spec in SHARDED.values()]
-    return leaves, [jax.device_put(x, place) for x, place in zip(leaves, places, strict=True)]
-
-
-@pytest.mark.several_devices
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_sharded_leaves_are_not_gathered(axis_type):
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
-    host, leaves = sharded_leaves(mesh, np.random.default_rng(4))
-    groups = [0, 0, 1, 1]
-
-    @jax.jit
-    def masks(leaves, ks):
-        chosen = [x > -5 for x in leaves]
-        return keep_largest(
-            [Ranked(x, True, c) for x, c in zip(leaves, chosen, strict=True)], list(ks), groups
-        )
-
-    with jax.set_mesh(mesh):
-        compiled = masks.lower(leaves, np.asarray([3, 5], np.int32)).compile()
-        text = compiled.as_text()
-        assert text is not None
-        assert "all-reduce" in text
-        assert not re.search("all-gather|all-to-all|collective-permute", text)
-        for ks in ([0, 5], [77, 100], [311, 150], [9999, 1]):
-            found = jax.block_until_ready(masks(leaves, np.asarray(ks, np.int32)))
-            expected = oracle.keep_largest(host, ks, groups, True, [x > -5 for x in host])
-            for mask, leaf, right in zip(found, leaves, expected, strict=True):
-                np.testing.assert_array_equal(mask, right)
-                assert mask.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
-
-
-@pytest.mark.several_devices
-def test_replicas_under_pmap_and_shard_map_select_alone():
-    rng = np.random.default_rng(5)
-    xs = np.round(rng.standard_normal((8, 30, 40)) * 9).astype(np.float32)
-    ks = np.arange(8, dtype=np.int32) * 170
-    expected = [oracle.keep_largest([x], [k], [0])[0] for x, k in zip(xs, ks, strict=True)]
-
-    def mask(x, k):
-        return keep_largest([x], [k], [0])[0]
-
-    np.testing.assert_array_equal(jax.block_until_ready(jax.pmap(mask)(xs, ks)), expected)
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    mapped = jax.shard_map(
-        lambda x, k: mask(x[0], k[0])[None], mesh=mesh, in_specs=P("x"), out_specs=P("x")
-    )
-    np.testing.assert_array_equal(jax.block_until_ready(jax.jit(mapped)(xs, ks)), expected)
+    with pytest.raises(ValueError, match="`scores` must have arrays of one shape"):
+        keep_largest([Ranked(x, mask=jnp.ones(2, bool))], [1], [0])
 
 
 @pytest.mark.parametrize("sizes", [(3000,), (35,), (9000, 35, 256)])
-def test_under_shard_map_on_one_device(lowering, sizes):
+def test_under_shard_map_on_one_device(sampled, sizes):
     rng = np.random.default_rng(6)
     xs = [np.round(rng.standard_normal(size) * 9).astype(np.float32) for size in sizes]
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(
-        lambda xs, k: keep_largest(xs, [k], [0] * len(sizes)),
+        lambda xs, k: keep_largest(xs, [k], [0] * len(sizes))[0],
         mesh=mesh,
         in_specs=(P("x"), P()),
         out_specs=P("x"),

@@ -163,19 +163,20 @@ def test_a_scanned_network_has_its_count_in_each_slice(name, axis, standard_prom
         return optax.apply_updates(params, updates), state
 
     state = tx.init(params)
-    budget = state.prune_spec.parts.mask_updates[-1].count
+    budget = state.prune_spec.parts.mask_updates[-1].keep.budget
     path = "params/layers/Dense_0/kernel"
     seen, masks = set(), {}
     for n in range(1, 9):
         params, state = step(params, state)
         masks = tiny.masks_of(state)
         due = n - n % 2 if name == "magnitude_attention" else n
-        counts = budget(Signals(jnp.int32(due), {}, masks))
+        units = state.prune_spec.parts.units
+        counts = budget(Signals(jnp.int32(due), {}, masks, units=units))
         for leaf in (path, path.replace("_0", "_1")):
             kept = [part.sum() for part in slices_of(masks[leaf], axis)]
             seen.add(tuple(kept))
             if name != "prune_and_grow" or n % 3 == 0 or n > 6:
-                assert kept == counts[leaf].ravel().tolist(), f"{leaf} after update {n}"
+                assert kept == counts[leaf,].ravel().tolist(), f"{leaf} after update {n}"
             assert max(kept) - min(kept) <= (name != "magnitude_attention")  # ERK's remainders
     assert all(0 < kept < 60 for kept in seen.pop())
     summary = jaxprune.summarize(params, state)

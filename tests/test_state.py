@@ -15,8 +15,9 @@ import tiny
 from tiny import theirs
 
 import jaxprune
-from jaxprune import masks, schedules, scores, views
-from jaxprune.state import Spec, states_of
+from jaxprune import keep, schedules, scores, views
+from jaxprune.spec import Spec
+from jaxprune.state import states_of
 from jaxprune.types import MaskUpdate, Signals
 
 START = {
@@ -40,7 +41,7 @@ def several(number: int, signals: Signals) -> int:
 
 
 def custom(score: Any = scores.magnitude, count: Any = two) -> Any:
-    update = MaskUpdate(schedules.once(1), score, count, masks.largest)
+    update = MaskUpdate(schedules.once(1), score, keep.largest(count))
     return jaxprune.prune(optax.sgd(0.1), [update], views.hard)
 
 
@@ -77,7 +78,7 @@ def test_other_rules_are_another_spec() -> None:
         gradual(every=8),
         gradual(where="head"),
         gradual(start=START),
-        gradual(start=jax.tree.map(lambda m: ~m, START)),
+        gradual(start=START | {"head": {"kernel": ~START["head"]["kernel"]}}),
         jaxprune.straight_through(optax.sgd(0.1), sparsity=0.5, ramp=(0, 4)),
         jaxprune.gradual_magnitude(None, sparsity=0.5, ramp=(0, 4)),
         custom(),
@@ -118,14 +119,16 @@ def test_describe_is_json_and_check_names_what_differs() -> None:
     saved = json.loads(json.dumps(jaxprune.describe(state)))
     assert (saved["method"], saved["sparsity"], saved["ramp"]) == ("gradual_magnitude", 0.5, [0, 4])
     assert saved["overrides"] == {"head": 0.1}
-    jaxprune.check(saved, state)
+    jaxprune.check_rules(saved, state)
     with pytest.raises(ValueError, match=r"got overrides=None where {'head': 0.1} was saved"):
-        jaxprune.check(saved, gradual(start=START).init(tiny.params()))
+        jaxprune.check_rules(saved, gradual(start=START).init(tiny.params()))
     with pytest.raises(ValueError, match="got start="):
         other = START | {"head": {"kernel": ~START["head"]["kernel"]}}
-        jaxprune.check(saved, gradual(overrides={"head": 0.1}, start=other).init(tiny.params()))
+        jaxprune.check_rules(
+            saved, gradual(overrides={"head": 0.1}, start=other).init(tiny.params())
+        )
     with pytest.raises(ValueError, match="got method='prune' where 'gradual_magnitude' was saved"):
-        jaxprune.check(saved, custom().init(tiny.params()))
+        jaxprune.check_rules(saved, custom().init(tiny.params()))
 
 
 def test_flax_saves_what_has_leaves_and_passes_over_the_spec() -> None:
@@ -153,7 +156,9 @@ def test_a_state_without_a_method_or_with_nested_ones_is_an_error() -> None:
     params = tiny.params()
     with pytest.raises(ValueError, match=r"hold the state of a jaxprune method.*target tree"):
         jaxprune.get_masks(optax.adam(0.1).init(params))
-    nested = jaxprune.gradual_magnitude(gradual(), sparsity=0.25, ramp=(0, 4)).init(params)
+    with pytest.raises(ValueError, match="`inner` must hold methods side by side, got 'one inside"):
+        jaxprune.gradual_magnitude(gradual(), sparsity=0.25, ramp=(0, 4)).init(params)
+    nested = gradual().init(params)._replace(prune_inner=gradual(0.25).init(params))
     for reader in (jaxprune.get_masks, jaxprune.sparsity_of, jaxprune.describe):
         with pytest.raises(ValueError, match="side by side, got 'one inside another'"):
             reader(nested)

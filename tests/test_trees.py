@@ -1,4 +1,4 @@
-"""Leaves by path and back; what is pruned by default; slots, keys and output axes."""
+"""Leaves by path and back; patterns, slots and keys."""
 
 import zlib
 from typing import Any, NamedTuple
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 import tiny
@@ -75,49 +74,6 @@ def test_boxes_are_told_from_containers() -> None:
     assert (again.names, again.value.dtype) == (("a", None), bool)
 
 
-PRUNED = [
-    "kernel",
-    "patch_embedding/kernel",
-    "pre_norm_mlp/kernel",
-    "upscale/kernel",
-    "attention/query/kernel",
-    "normalizer_free/kernel",
-    "weight",
-]
-UNPRUNED = [
-    "attention/query/bias",
-    "BIAS",
-    "LayerNorm_0/scale",
-    "token_embedder/embedding",
-    "embedding/weight",
-    "pos_embed/w",
-    "Embed_0/embedding",
-    "layer_norm/weight",
-    "ln_1/w",
-    "BatchNorm_0/kernel",
-]
-
-
-@pytest.mark.parametrize("path", PRUNED + UNPRUNED)
-def test_the_default_rule_reads_whole_components(path: str) -> None:
-    leaves = {path: jax.ShapeDtypeStruct((4, 4), jnp.float32)}
-    assert bool(trees.prunable(leaves)) == (path in PRUNED)
-
-
-def test_only_floating_leaves_with_entries_are_pruned_whatever_where_says() -> None:
-    leaves = {
-        "int": jnp.ones((2, 2), jnp.int32),
-        "bool": jnp.ones((2, 2), bool),
-        "empty": jnp.ones((0, 2)),
-        "half": jnp.ones((2, 2), jnp.bfloat16),
-        "complex": jnp.ones((2, 2), jnp.complex64),
-        "vector": jnp.ones(3),
-    }
-    assert trees.prunable(leaves) == ["half", "complex"]
-    assert trees.prunable(leaves, ".") == ["half", "complex", "vector"]
-    assert trees.prunable(leaves, lambda path, leaf: leaf.ndim == 1) == ["vector"]
-
-
 def test_a_pattern_without_a_match_names_near_paths() -> None:
     paths = ["encoder/kernel", "decoder/kernel"]
     assert trees.matching("coder/k", paths, "where") == paths
@@ -170,13 +126,3 @@ def test_a_key_depends_on_the_path_alone() -> None:
     expected = jax.random.fold_in(jax.random.key(3), zlib.crc32(b"a/b"))
     assert trees.path_key(raw, "a/b") == typed == expected
     assert trees.path_key(raw, "a/c") != typed
-
-
-def test_output_axes() -> None:
-    leaves = {"conv/kernel": np.ones((3, 3, 2, 4)), "conv/weight": np.ones((4, 2, 3, 3))}
-    assert trees.output_axes(leaves) == {"conv/kernel": 3, "conv/weight": 0}
-    assert trees.output_axes(leaves, -2) == {"conv/kernel": 2, "conv/weight": 2}
-    assert trees.output_axes(leaves, {"kern": 1}) == {"conv/kernel": 1, "conv/weight": 0}
-    assert trees.output_axes({"scalar": np.ones(())}) == {"scalar": 0}
-    with pytest.raises(ValueError, match=r"lie in \[-4, 4\) for 'conv/kernel', got 4"):
-        trees.output_axes(leaves, {"kern": 4})

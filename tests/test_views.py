@@ -1,7 +1,5 @@
 """Views: exact zeros forward, the right derivative backward, and units that live."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,8 @@ import pytest
 import tiny
 
 from jaxprune import views
+from jaxprune.types import Signals
+from jaxprune.units import Entries
 
 HARD = np.array([1.5, -2.0, np.nan, np.inf, -np.inf, -0.0, 3.0, 1e-40], "f4")
 MASK = np.array([True, False, False, False, True, False, True, True])
@@ -40,19 +40,19 @@ def test_through_is_one_value_with_the_derivative_of_another() -> None:
     assert tangent.tolist() == [2.0] * 3
 
 
-@pytest.mark.parametrize(
-    ("shape", "path", "given", "axis"),
-    [
-        ((3, 4), "kernel", None, 1),
-        ((3, 4), "weight", None, 0),
-        ((2, 2, 3, 4), "conv/kernel", None, 3),
-        ((2, 2, 3, 4), "conv/kernel", 0, 0),
-        ((5,), "kernel", None, 0),
-    ],
-)
-def test_a_unit_lives_while_it_has_a_kept_weight(shape: Any, path: str, given: Any, axis: int):
-    mask = np.random.default_rng(0).random(shape) < 0.2
-    found = np.asarray(views.living_units({path: jnp.asarray(mask)}, given)[path])
-    others = tuple(a for a in range(len(shape)) if a != axis)
-    np.testing.assert_array_equal(found, mask.any(others, keepdims=True))
-    assert found.size == shape[axis]
+def test_a_guard_remembers_which_units_live_beside_what_names_do_not_tell() -> None:
+    mask = {"kernel": jnp.array([[True, False], [True, False]]), "table": jnp.ones((2, 2, 2), bool)}
+    memory = views.guarded()
+    assert memory.at == "refresh"
+    for read in (memory.init, memory.update):
+        found = read(Signals(jnp.int32(0), {}, mask))
+        assert {path: x.tolist() for path, x in found["alive"].items()} == {
+            "kernel": [[True, False]]
+        }
+
+
+def test_a_guard_counts_by_the_units_of_its_method() -> None:
+    mask = {"a": jnp.asarray(np.random.default_rng(0).random((2, 3, 4)) < 0.3)}
+    s = Signals(jnp.int32(0), {}, mask, units=Entries(stacked={"a": 0}, output_axis=0))
+    found = views.guarded().init(s)["alive"]["a"]
+    np.testing.assert_array_equal(found, np.asarray(mask["a"]).any(2, keepdims=True))
