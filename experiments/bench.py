@@ -4,8 +4,9 @@
 
 Each row is a median over interleaved rounds, with quartiles, beside what it is meant to reach; a
 ratio hardly depends on the machine, a time does. A busy machine widens the quartiles: close what
-else runs. The rows on sharded parameters count instructions in the compiled program, in a second
-process with 8 virtual devices.
+else runs. Refreshes are counted in *reads*: one `jnp.sum` over the same leaves in the same process.
+Memory and collectives are read off compiled programs, those of sharded parameters in a second
+process with 8 virtual devices; compile times are CPU seconds.
 """
 
 import os
@@ -23,7 +24,9 @@ import optax
 from tqdm import tqdm
 
 import jaxprune
-from jaxprune.selection import Ranked, keep_largest
+from experiments import models
+from jaxprune.selection import keep_largest
+from jaxprune.types import Ranked
 
 ROUNDS = 15
 NEVER = {"sparsity": 0.9, "ramp": (0, 10**6), "every": 10**6}
@@ -34,30 +37,37 @@ STAGES = dict.fromkeys(("measure_steps", "improve_steps", "explore_steps"), 10**
 METHODS: Mapping[str, Callable[[Any], Any]] = {
     "gradual magnitude": lambda inner: jaxprune.gradual_magnitude(inner, **NEVER),
     "static": lambda inner: jaxprune.static(inner, sparsity=0.9),
+    "RigL": lambda inner: jaxprune.rigl(inner, sparsity=0.9, stop=10**7, every=10**6),
     "straight-through": lambda inner: jaxprune.straight_through(inner, **NEVER),
     "magnitude attention": lambda inner: jaxprune.magnitude_attention(inner, **NEVER),
-    "RigL": lambda inner: jaxprune.rigl(inner, sparsity=0.9, stop=10**7, every=10**6),
     "prune and grow": lambda inner: jaxprune.prune_and_grow(
         inner, sparsity=0.9, stop=10**7, **STAGES
     ),
+}
+OTHERS: Mapping[str, Callable[[Any], Any]] = {
     "prune and grow, Taylor": lambda inner: jaxprune.prune_and_grow(
         inner, sparsity=0.9, stop=10**7, importance="taylor", **STAGES
     ),
+    "SET": lambda inner: jaxprune.sparse_evolution(inner, sparsity=0.9, stop=10**7, every=10**6),
+    "layer attention": lambda inner: jaxprune.layer_attention(
+        inner, sparsity=0.9, learner=optax.sgd(1e-3), ramp=None, every=10**6
+    ),
+    "movement": lambda inner: jaxprune.movement(inner, **NEVER),
+    "soft threshold": lambda inner: jaxprune.soft_threshold(
+        inner, learner=optax.sgd(0.1), threshold_init=-8.0, decay=1e-3
+    ),
 }
 OPTIMIZERS = {"sgd-momentum": optax.sgd(0.1, momentum=0.9), "adamw": optax.adamw(1e-3)}
-COPY = {"sgd-momentum": 1.74, "adamw": 1.58}
-"""1.2 times the bytes a step with a dense copy must move, over those of the bare optimizer."""
 
-REACH: Mapping[str, Mapping[str, float]] = {
-    "gradual magnitude": {"sgd-momentum": 1.25, "adamw": 1.20, "network": 1.10},
-    "static": {"sgd-momentum": 1.25, "adamw": 1.20, "network": 1.10},
-    "straight-through": COPY,
-    "magnitude attention": COPY,
-    "RigL": {"sgd-momentum": 1.30, "adamw": 1.25},
-    "prune and grow": COPY,
-    "prune and grow, Taylor": {"sgd-momentum": 2.22, "adamw": 1.93},
+REACH: Mapping[str, tuple[float, float]] = {
+    "gradual magnitude": (1.25, 1.20),
+    "static": (1.25, 1.20),
+    "RigL": (1.30, 1.25),
+    "straight-through": (1.75, 1.60),
+    "magnitude attention": (1.90, 1.75),
+    "prune and grow": (1.35, 1.30),
 }
-"""What an ordinary step of each is meant to cost at most, over the bare optimizer."""
+"""What an ordinary step of each is meant to cost at most, over bare momentum and bare adamw."""
 
 
 def resnet50_shapes() -> dict[str, tuple[int, ...]]:
@@ -97,7 +107,11 @@ def seconds(runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict
     return {name: np.array(values) for name, values in taken.items()}
 
 
-def row(what: str, ratios: np.ndarray, reach: str) -> tuple[str, str, str]:
+Row = tuple[str, str, str]
+"""What is measured, what came, what it is meant to reach."""
+
+
+def row(what: str, ratios: np.ndarray, reach: str) -> Row:
     """A row of the table: median and quartiles of ratios."""
     low, median, high = np.percentile(ratios, [25, 50, 75])
     return what, f"{median:.2f} ({low:.2f} to {high:.2f})", reach
@@ -106,40 +120,33 @@ def row(what: str, ratios: np.ndarray, reach: str) -> tuple[str, str, str]:
 # ---------------------------------------------------------------------------------------- selection
 
 
-def selection_rows() -> list[tuple[str, str, str]]:
-    """Refreshes on the leaves of a ResNet-50, against numpy and against a sort."""
-    params = normal_params(resnet50_shapes())
-    leaves = list(params.values())
-    prepared = np.abs(np.concatenate([np.asarray(leaf).reshape(-1) for leaf in leaves]))
-    total, own = prepared.size, [round(0.1 * leaf.size) for leaf in leaves]
-    kept = round(0.1 * total)
+def selection_rows() -> list[Row]:
+    """Refreshes on the leaves of a ResNet-50, in reads of them."""
+    leaves = list(normal_params(resnet50_shapes()).values())
+    own = [round(0.1 * leaf.size) for leaf in leaves]
 
     def refresh(groups: list[int]) -> Any:
-        def masks(leaves: list[jax.Array], counts: Any) -> list[jax.Array]:
-            return keep_largest([Ranked(leaf, magnitude=True) for leaf in leaves], counts, groups)
+        def masks(leaves: list[jax.Array], counts: Any) -> Any:
+            return keep_largest([Ranked(x, magnitude=True) for x in leaves], [*counts], groups)
 
         return jax.jit(masks)
 
-    def sorted_mask(flat: jax.Array) -> jax.Array:
-        return jnp.zeros(flat.shape, bool).at[jnp.argsort(-flat)[:kept]].set(True)
-
+    read = jax.jit(lambda leaves: sum(jnp.sum(leaf) for leaf in leaves))
     together, apart = refresh([0] * len(leaves)), refresh(list(range(len(leaves))))
-    counts, counts_apart = jnp.array([kept]), jnp.array(own)
+    counts, counts_apart = jnp.array([sum(own)]), jnp.array(own)
     times = seconds(
         {
-            "partition": lambda: np.partition(prepared, total - kept),
+            "read": lambda: read(leaves),
             "global": lambda: together(leaves, counts),
             "per leaf": lambda: apart(leaves, counts_apart),
         }
     )
-    by_sort = seconds({"sort": lambda: jax.jit(sorted_mask)(jnp.asarray(prepared))}, rounds=2)
     memory = together.lower(leaves, counts).compile().memory_analysis().temp_size_in_bytes
-    partition = times["partition"]
+    size = sum(leaf.size for leaf in leaves)
     return [
-        row("refresh, global / np.partition", times["global"] / partition, "<= 0.7"),
-        row("refresh, per leaf / np.partition", times["per leaf"] / partition, "<= 1.3"),
-        row("argsort mask / refresh, global", by_sort["sort"].min() / times["global"], ">= 300"),
-        ("temporary memory of a refresh, bytes a parameter", f"{memory / total:.3f}", "<= 0.1"),
+        row("refresh, global, reads", times["global"] / times["read"], "<= 9"),
+        row("refresh, every leaf its own count, reads", times["per leaf"] / times["read"], "<= 16"),
+        ("temporaries of a selection, bytes a parameter", f"{memory / size:.4f}", "<= .01"),
     ]
 
 
@@ -170,82 +177,22 @@ def running(tx: Any, make: Callable[[], Any], given: Any, grad: Any = None) -> C
     return run
 
 
-def step_rows() -> list[tuple[str, str, str]]:
+def step_rows() -> list[Row]:
     """Ordinary steps, in which no mask changes, over the bare optimizer's."""
     rows, shapes = [], resnet50_shapes()
     grads = normal_params(shapes)
-    for name, inner in OPTIMIZERS.items():
+    for place, (name, inner) in enumerate(OPTIMIZERS.items()):
         runs = {"bare": running(inner, lambda: normal_params(shapes), grads)}
         for method, wrap in METHODS.items():
             runs[method] = running(wrap(inner), lambda: normal_params(shapes), grads)
         times = seconds(runs)
         for method in METHODS:
-            ratios = times[method] / times["bare"]
-            reach = f"<= {REACH[method][name]:.2f}"
+            ratios, reach = times[method] / times["bare"], f"<= {REACH[method][place]:.2f}"
             rows.append(row(f"ordinary step, {method} / bare {name}", ratios, reach))
     return rows
 
 
-def mask_step_rows() -> list[tuple[str, str, str]]:
-    """A step of RigL in which it drops and grows, over one refresh of the same leaves."""
-    shapes = resnet50_shapes()
-    leaves = list(normal_params(shapes).values())
-    own, apart = jnp.array([round(0.1 * leaf.size) for leaf in leaves]), list(range(len(leaves)))
-
-    @jax.jit
-    def refresh(leaves: list[jax.Array], counts: Any) -> list[jax.Array]:
-        return keep_largest([Ranked(leaf, magnitude=True) for leaf in leaves], counts, apart)
-
-    always = jaxprune.rigl(OPTIMIZERS["sgd-momentum"], sparsity=0.9, stop=10**7, every=1)
-    step = running(always, lambda: normal_params(shapes), normal_params(shapes))
-    times = seconds({"refresh": lambda: refresh(leaves, own), "mask step": step})
-    ratios = times["mask step"] / times["refresh"]
-    return [row("mask step of RigL / refresh, per leaf", ratios, "<= 3")]
-
-
-SETTLE = 15
-"""Steps in which a search learns where the next one is to begin."""
-
-SPEEDS = (0.0001, 0.001)
-"""What each attention moves a step: from 1 to .1 in 9,000 steps, or in 900."""
-
-
-def rebuild_rows() -> list[tuple[str, str, str]]:
-    """Steps of layer attention that rebuild its masks, over those of the same that never does."""
-    rows, shapes = [], resnet50_shapes()
-    grads = {path: 1e-3 * leaf for path, leaf in normal_params(shapes, seed=2).items()}
-    for name, inner in OPTIMIZERS.items():
-        for speed in SPEEDS:
-            method = jaxprune.layer_attention(
-                inner,
-                sparsity=0.9,
-                attention_optimizer=optax.sign_sgd(speed),
-                attention_init=0.3,
-                target_anneal=None,
-            )
-            parts = jax.eval_shape(method.init, normal_params(shapes)).prune_spec.parts
-            (update,) = parts.mask_updates
-            changes = {
-                "never": update._replace(when=jaxprune.schedules.every(10**6)),
-                "in every step": update,
-            }
-            runs = {
-                case: running(
-                    jaxprune.prune(inner, [change], parts.view, learner=parts.learner),
-                    lambda: normal_params(shapes),
-                    grads,
-                )
-                for case, change in changes.items()
-            }
-            for _ in range(SETTLE):
-                jax.block_until_ready(runs["in every step"]())
-            times = seconds(runs)
-            what = f"layer attention moving by {speed} a step, masks rebuilt / never, {name}"
-            rows.append(row(what, times["in every step"] / times["never"], "<= 1.60"))
-    return rows
-
-
-def network_rows() -> list[tuple[str, str, str]]:
+def mlp_rows() -> list[Row]:
     """The whole training step of a multi-layer perceptron of 10 million parameters, batch 32."""
     shapes = {f"dense{i}/kernel": (1826, 1826) for i in range(3)}
     inputs = jax.random.normal(jax.random.key(1), (32, 1826))
@@ -258,91 +205,166 @@ def network_rows() -> list[tuple[str, str, str]]:
     def params() -> Any:
         return {path: 0.02 * leaf for path, leaf in normal_params(shapes).items()}
 
-    inner = OPTIMIZERS["sgd-momentum"]
+    inner, reach = OPTIMIZERS["sgd-momentum"], {"static": 1.10, "RigL": 1.20, "prune and grow": 1.2}
     runs = {"bare": running(inner, params, inputs, jax.grad(loss))}
-    for method, wrap in METHODS.items():
-        runs[method] = running(wrap(inner), params, inputs, jax.grad(loss))
+    for method in reach:
+        runs[method] = running(METHODS[method](inner), params, inputs, jax.grad(loss))
     times = seconds(runs)
     return [
-        row(
-            f"training step of an MLP, {method} / dense",
-            times[method] / times["bare"],
-            f"<= {REACH[method].get('network', 1.2):.2f}",
-        )
-        for method in METHODS
+        row(f"step of an MLP, {method} / dense", times[method] / times["bare"], f"<= {most:.2f}")
+        for method, most in reach.items()
     ]
 
 
-def compile_rows() -> list[tuple[str, str, str]]:
-    """How much longer a step with a refresh compiles, on the 161 leaves of a ResNet-50."""
-    shapes = resnet50_shapes()
-    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-    for path, kernel in list(params.items())[1:]:
-        for name in ("scale", "bias"):
-            width = (kernel.shape[-1],)
-            params[f"{path}_{name}/{name}"] = jax.ShapeDtypeStruct(width, jnp.float32)
-    params["head/bias"] = jax.ShapeDtypeStruct((1000,), jnp.float32)
-    assert len(params) == 161
-    inner = OPTIMIZERS["sgd-momentum"]
-    wrapped = METHODS["gradual magnitude"](inner)
+def resnet_rows() -> list[Row]:
+    """The whole training step of a ResNet-20 on images of 32x32 at batch 64."""
+    model = models.build({"name": "resnet", "depth": 20}, classes=10)
+    images = jax.random.normal(jax.random.key(1), (64, 32, 32, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
 
-    def compiled(tx: Any) -> float:
-        began = time.perf_counter()
-        step_of(tx).lower(params, jax.eval_shape(tx.init, params), params).compile()
-        return time.perf_counter() - began
+    def loss(params: Any, images: jax.Array) -> jax.Array:
+        seen = {**variables, "params": params}
+        return jnp.mean(model.apply(seen, images, train=True, mutable=["batch_stats"])[0] ** 2)
 
-    more = compiled(wrapped) - compiled(inner)
-    return [("compiling a step with refresh, 161 leaves, more seconds", f"{more:.1f}", "<= 5")]
+    def params() -> Any:
+        return jax.tree.map(jnp.copy, variables["params"])
+
+    inner, every = OPTIMIZERS["sgd-momentum"], {**METHODS, **OTHERS}
+    runs = {"bare": running(inner, params, images, jax.grad(loss))}
+    for method, wrap in every.items():
+        runs[method] = running(wrap(inner), params, images, jax.grad(loss))
+    times = seconds(runs, rounds=7)
+    return [
+        row(f"step of a ResNet-20, {method} / dense", times[method] / times["bare"], "<= 1.03")
+        for method in every
+    ]
+
+
+# -------------------------------------------------------------------------------- compiled programs
+
+
+def resnet50_leaves() -> dict[str, jax.ShapeDtypeStruct]:
+    """All 161 leaves of a ResNet-50, by shape."""
+    shapes: dict[str, tuple[int, ...]] = {"head/bias": (1000,)}
+    for path, shape in resnet50_shapes().items():
+        shapes[path] = shape
+        if path != "head/kernel":
+            shapes |= {f"{path}_norm/{name}": shape[-1:] for name in ("scale", "bias")}
+    assert len(shapes) == 161
+    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+
+
+def program(tx: Any, params: Any) -> tuple[Any, float]:
+    """A compiled step, and the CPU seconds that tracing and compiling it took."""
+    began = time.process_time()
+    compiled = step_of(tx).lower(params, jax.eval_shape(tx.init, params), params).compile()
+    return compiled, time.process_time() - began
+
+
+def compile_rows() -> list[Row]:
+    """How much longer a step with its refresh compiles than the bare one."""
+    square = {f"layer{i}/kernel": jax.ShapeDtypeStruct((64, 64), jnp.float32) for i in range(40)}
+    cases = {
+        "161 leaves": (resnet50_leaves(), {"gradual magnitude": 8, "magnitude attention": 11}),
+        "40 leaves of 64x64": (square, {"static": 1, "RigL": 5, "prune and grow": 6}),
+    }
+    rows, inner = [], OPTIMIZERS["sgd-momentum"]
+    for what, (params, reach) in cases.items():
+        bare = program(inner, params)[1]
+        for method, most in reach.items():
+            more = program(METHODS[method](inner), params)[1] - bare
+            rows.append((f"compiling {method}, {what}, s more", f"{more:.1f}", f"<= {most}"))
+    return rows
+
+
+def memory_rows(params: Any) -> list[Row]:
+    """Temporaries of a whole step with its refresh."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    rows = []
+    for method, wrap in {**METHODS, **OTHERS}.items():
+        compiled, _ = program(wrap(OPTIMIZERS["sgd-momentum"]), params)
+        memory = compiled.memory_analysis().temp_size_in_bytes / size
+        what = f"temporaries of a step with refresh, {method}, bytes a parameter"
+        rows.append((what, f"{memory:.2f}", "<= 2.0"))
+    return rows
 
 
 # ----------------------------------------------------------------------------------------- sharding
 
 
-def collectives(axis: jax.sharding.AxisType) -> dict[str, int]:
-    """How many instructions of each kind move parameters between devices in a sharded refresh."""
+LEAVES = 3
+
+
+def sharded_params(axis: jax.sharding.AxisType) -> tuple[jax.sharding.Mesh, Any]:
+    """A mesh of 8 devices, and leaves sharded over it, by shape."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
-    params = {f"{i}/kernel": jnp.ones((64, 128 * (i + 1))) for i in range(3)}
-    params = jax.device_put(params, sharding)
-    tx = jaxprune.magnitude_attention(optax.adamw(1e-3), sparsity=0.9, ramp=(0, 1))
+    return mesh, {
+        f"{i}/kernel": jax.ShapeDtypeStruct((640, 1280 * (i + 1)), jnp.float32, sharding=sharding)
+        for i in range(LEAVES)
+    }
+
+
+def sharded_step(axis: jax.sharding.AxisType, wrap: Callable[[Any], Any]) -> tuple[str, float]:
+    """The program of a sharded step with its refresh, and its temporaries a parameter."""
+    mesh, params = sharded_params(axis)
+    tx = wrap(OPTIMIZERS["sgd-momentum"])
     with jax.set_mesh(mesh):
         shardings = jaxprune.state_shardings(tx, params)
-        state = jax.jit(tx.init, out_shardings=shardings)(params)
-        text = step_of(tx).lower(params, state, params).compile().as_text()
-    kinds = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
-    return {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
+        state = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            jax.eval_shape(tx.init, params),
+            shardings,
+        )
+        compiled = step_of(tx).lower(params, state, params).compile()
+    size = sum(leaf.size for leaf in params.values()) / 8
+    return compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes / size
 
 
-def sharded_rows() -> list[tuple[str, str, str]]:
-    """The counts of `collectives`, from a process with 8 virtual devices."""
+def print_sharded() -> None:
+    """Rows of sharded steps, one a line, for the process that asked for them."""
+    for axis in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        text, _ = sharded_step(axis, METHODS["magnitude attention"])
+        moves = re.findall(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce)", text)
+        sizes = [_elements(shape) for shape, _ in moves]
+        large, small = (sum((size >= 640) == big for size in sizes) for big in (True, False))
+        what = f"sharded step with refresh, {axis.name} mesh"
+        print(f"{what}, collectives of the size of parameters\t{large}\t0")
+        print(f"{what}, small ones in a program of {LEAVES} leaves\t{small}\t")
+        for method, wrap in {**METHODS, **OTHERS}.items():
+            memory = sharded_step(axis, wrap)[1]
+            print(
+                f"temporaries, {axis.name} mesh, {method}, bytes a parameter\t{memory:.2f}\t<= 2.0"
+            )
+
+
+def _elements(shapes: str) -> int:
+    found = re.findall(r"\[([\d,]*)\]", shapes)
+    return sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in found)
+
+
+def sharded_rows() -> list[Row]:
+    """What `print_sharded` prints, from a process with 8 virtual devices."""
     flags = "--xla_force_host_platform_device_count=8"
     command = [sys.executable, "-m", "experiments.bench", "sharded"]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return [
-        (
-            f"sharded step with refresh, {line.split(':')[0]} mesh",
-            line.split(":")[1].strip(),
-            "0, 0, 0",
-        )
-        for line in printed.stdout.splitlines()
-    ]
+    rows = [line.split("\t") for line in printed.stdout.splitlines()]
+    return [(what, measured, reach) for what, measured, reach in rows]
 
 
 def main() -> None:
     """Prints the table."""
     if sys.argv[1:] == ["sharded"]:
-        for axis in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
-            counts = collectives(axis)
-            print(f"{axis.name}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+        print_sharded()
         return
     sections = (
         selection_rows,
         step_rows,
-        mask_step_rows,
-        rebuild_rows,
-        network_rows,
+        mlp_rows,
+        resnet_rows,
         compile_rows,
+        lambda: memory_rows(resnet50_leaves()),
         sharded_rows,
     )
     rows = [each for section in tqdm(sections, unit="section") for each in section()]

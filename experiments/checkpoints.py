@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 import jaxprune
+from experiments import states
 from experiments.training import State
 
 # What may change between two calls of the same run.
@@ -23,9 +24,6 @@ def manager(workdir: pathlib.Path) -> ocp.CheckpointManager:
 
     Returns:
       A manager; close it, or use it in a ``with``.
-
-    References:
-      original.
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
@@ -44,12 +42,8 @@ def rules(state: State, config: Any) -> dict[str, Any]:
 
     Returns:
       ``config``, and ``method`` as `jaxprune.describe` gives it (None for a dense run).
-
-    References:
-      original.
     """
-    dense = config.method.name == "dense"
-    method = None if dense else jaxprune.describe(state.opt_state)
+    method = jaxprune.describe(state.opt_state) if states.is_pruned(state.opt_state) else None
     return {"method": method, "config": json.loads(config.to_json())}
 
 
@@ -60,9 +54,6 @@ def save(checkpoints: ocp.CheckpointManager, state: State, config: Any) -> None:
       checkpoints: the manager.
       state: the training state.
       config: the experiment.
-
-    References:
-      original.
     """
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(_tree(state)),
@@ -84,9 +75,6 @@ def restore(checkpoints: ocp.CheckpointManager, state: State, config: Any) -> St
 
     Raises:
       ValueError: if the checkpoint was made by other rules or another config.
-
-    References:
-      original.
     """
     step = checkpoints.latest_step()
     if step is None:
@@ -105,17 +93,14 @@ def saved_rules(checkpoints: ocp.CheckpointManager) -> dict[str, Any]:
 
     Returns:
       ``method`` and ``config``.
-
-    References:
-      original.
     """
     items = ocp.args.Composite(rules=ocp.args.JsonRestore())
     return checkpoints.restore(checkpoints.latest_step(), args=items)["rules"]
 
 
 def _check(saved: dict[str, Any], state: State, config: Any) -> None:
-    if saved["method"] is not None and config.method.name != "dense":
-        jaxprune.check(saved["method"], state.opt_state)
+    if saved["method"] is not None and states.is_pruned(state.opt_state):
+        jaxprune.check_rules(saved["method"], state.opt_state)
     old, new = (
         _flat(rules["config"]) for rules in (saved, {"config": json.loads(config.to_json())})
     )

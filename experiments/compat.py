@@ -55,12 +55,12 @@ METHODS: Mapping[str, Callable[[Any], Any]] = {
         inner, sparsity=0.75, stop=9, measure_steps=2, improve_steps=1, explore_steps=1
     ),
     "layer_attention": lambda inner: jaxprune.layer_attention(
-        inner, sparsity=0.75, attention_optimizer=optax.sgd(0.1), target_anneal=(0, 8)
+        inner, sparsity=0.75, learner=optax.sgd(0.1), ramp=(0, 8)
     ),
     "soft_threshold": lambda inner: jaxprune.soft_threshold(
-        inner, threshold_optimizer=optax.sgd(0.1), threshold_init=-1.5, decay=0.01
+        inner, learner=optax.sgd(0.1), threshold_init=-1.5, decay=0.01
     ),
-    "movement": lambda inner: jaxprune.movement(inner, score_optimizer=optax.sgd(1.0), **_RAMP),
+    "movement": lambda inner: jaxprune.movement(inner, learner=optax.sgd(1.0), **_RAMP),
 }
 
 OWN_COUNT = ("layer_attention", "soft_threshold")
@@ -200,8 +200,7 @@ class _Latecomers:
             p: np.asarray(w) for p, w in {**leaves, **trees.by_path(state.prune_dense)}.items()
         }
         masks = {path: np.asarray(m) for path, m in trees.by_path(state.prune_mask).items()}
-        phase = jaxprune.phase_of(state)
-        exploring = "explore" in phase.names and phase.name == "explore"
+        exploring = bool(jaxprune.sees_dense(state))
         for path, mask in masks.items():
             pruned = np.asarray(leaves[path]).view(np.uint32)[~mask]
             if pruned.any() and not exploring:

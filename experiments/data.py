@@ -5,6 +5,7 @@ are prepared on first use; other datasets (``cifar10``, ``cifar100``, ...) are r
 name where their array_record files are in the data directory.
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -51,9 +52,6 @@ def load(config: Any, split: str) -> Dataset:
       >>> with tfds.testing.mock_data(num_examples=5):  # random images in place of CIFAR's
       ...     data.load({"name": "cifar10"}, "train").images.shape
       (5, 32, 32, 3)
-
-    References:
-      original.
     """
     options: dict[str, Any] = dict(config)
     name, data_dir = options.pop("name"), options.pop("data_dir", "") or None
@@ -61,6 +59,8 @@ def load(config: Any, split: str) -> Dataset:
         options = {"config": datasets.GlyphsConfig(**options)}
     builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record", **options)
     if isinstance(builder, datasets.OURS):
+        if not sys.stderr.isatty():  # its bars are made for terminals
+            tfds.disable_progress_bar()
         builder.download_and_prepare()
     return _read(builder, split)
 
@@ -113,9 +113,6 @@ def batches(
       >>> rest = data.batches(toy, 2, seed=1, start=4)
       >>> next(rest)["label"].tolist() == whole[4]
       True
-
-    References:
-      original.
     """
     per_epoch = len(dataset.labels) // batch_size
     if per_epoch == 0:
@@ -165,9 +162,6 @@ def whole(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
       >>> toy = data.Dataset(np.zeros((3, 1, 1, 1), np.uint8), np.arange(3, dtype=np.int32), 3)
       >>> [batch["label"].tolist() for batch in data.whole(toy, 2)]
       [[0, 1], [2, -1]]
-
-    References:
-      original.
     """
     for begin in range(0, len(dataset.labels), batch_size):
         image = dataset.images[begin : begin + batch_size]

@@ -13,10 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from experiments import compare, report, train
-from experiments.configs import common
-
-_METHODS = ("dense", "magnitude_attention", "straight_through", "gradual_magnitude", "random")
-_SPARSITY = 0.9
+from experiments.configs import common, compare_digits
 
 
 def demo(workdir: pathlib.Path, seeds: int, steps: int | None = None) -> list[dict[str, Any]]:
@@ -32,16 +29,15 @@ def demo(workdir: pathlib.Path, seeds: int, steps: int | None = None) -> list[di
 
     Raises:
       RuntimeError: if the network that a fresh process loads is not the one that was trained.
-
-    References:
-      original.
     """
     _emptied(workdir)
-    config = common.digits_mlp("magnitude_attention", sparsity=_SPARSITY)
-    config.steps = steps or config.steps
-    rows = compare.compare(config, workdir, methods=_METHODS, sparsities=[_SPARSITY], seeds=seeds)
+    study: Any = compare_digits.get_config("demo")
+    config: Any = common.digits_mlp("magnitude_attention")
+    study.recipe.steps = config.steps = steps or config.steps
+    study.seeds = seeds
+    rows = compare.compare(study, workdir)
     print("\n" + report.table(rows) + "\n\nDifferences, seed by seed:")
-    print(*report.findings(rows), sep="\n")
+    print(*report.findings(rows, study.subjects), sep="\n")
     _caution(rows)
 
     saved = workdir / "magnitude_attention"
@@ -50,7 +46,7 @@ def demo(workdir: pathlib.Path, seeds: int, steps: int | None = None) -> list[di
     _check(trained, _in_a_fresh_process(saved))
     pictures = sorted(workdir.rglob("*.png"))
     print("\nPictures:", *pictures, sep="\n  ")
-    print(f"\nAll numbers: {workdir / 'results.json'}, {workdir / 'results.md'}")
+    print(f"\nAll numbers: {workdir / 'results.json'}, {workdir / 'demo.md'}")
     return rows
 
 

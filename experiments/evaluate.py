@@ -24,9 +24,6 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if there is no checkpoint, or its params are not the network its masks say.
-
-    References:
-      original.
     """
     with checkpoints.manager(workdir) as manager:
         if manager.latest_step() is None:

@@ -69,9 +69,6 @@ def layers() -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, float]]:
       >>> shapes, operations = flops.layers()
       >>> len(shapes), round(sum(operations.values()) / 1e9, 2)
       (54, 8.18)
-
-    References:
-      original.
     """
     shapes = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -98,9 +95,6 @@ def densities(shapes: Mapping[str, Any], kind: str, sparsity: float) -> dict[str
       >>> found = flops.densities(shapes, "uniform", 0.9)
       >>> round(found["stem/kernel"], 4), round(found["head/kernel"], 4)
       (1.0, 0.1)
-
-    References:
-      original.
     """
     if kind == "erk":
         return distributions.erk(shapes, sparsity)

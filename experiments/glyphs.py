@@ -131,9 +131,6 @@ def render(
       >>> image, label = next(glyphs.render(1, size=16, seed=3))
       >>> image.shape, 0 <= label < 62
       ((16, 16, 1), True)
-
-    References:
-      original.
     """
     for begin in range(0, count, _CHUNK):
         rng = np.random.default_rng((seed, stream, begin))

@@ -1,9 +1,12 @@
-"""Metrics as JSON lines, cut on resume so that no row is there twice; TensorBoard if asked."""
+"""Metrics as JSON lines, cut on resume so that no row is there twice; progress; TensorBoard."""
 
 import json
 import os
 import pathlib
+import sys
 from typing import Any
+
+from tqdm import tqdm
 
 
 class Log:
@@ -56,6 +59,42 @@ def _events(folder: pathlib.Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
+class Progress:
+    """A bar on a terminal; elsewhere, in a log, a line whenever there is something to tell."""
+
+    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+        """Begin.
+
+        Args:
+          total: how many units there are.
+          unit: what is counted.
+          done: how many of them are done already.
+        """
+        self._total, self._unit, self._done = total, unit, done
+        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty())
+
+    def advance(self) -> None:
+        """Count one unit more."""
+        self._done += 1
+        self._bar.update()
+
+    def tell(self, text: str) -> None:
+        """Show a text: beside the bar, or in a line of its own.
+
+        Args:
+          text: what there is to tell.
+        """
+        if self._bar.disable:
+            line = f"{self._unit} {self._done} of {self._total}: {text}"
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a file; a half-written last one is left out.
 
@@ -70,9 +109,6 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       >>> from experiments import logs
       >>> logs.read(pathlib.Path("no", "such", "file"))
       []
-
-    References:
-      original.
     """
     if not path.exists():
         return []

@@ -218,9 +218,6 @@ def build(config: Any, classes: int) -> nn.Module:
       >>> from experiments import models
       >>> models.build({"name": "resnet", "depth": 32}, classes=10).depth
       32
-
-    References:
-      original.
     """
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
     name = options.pop("name")

@@ -25,14 +25,10 @@ METHODS = {
 }
 """Pruning methods by the name a config gives; ``dense`` is the optimizer alone."""
 
-_SHARES = ("ramp", "exploit_at", "stop", "target_anneal")
+_SHARES = ("ramp", "stop")
 
-_LEARNERS = {
-    "layer_attention": "attention_optimizer",
-    "soft_threshold": "threshold_optimizer",
-    "movement": "score_optimizer",
-}
-"""What learns beside the weights, and by which argument it is told how."""
+_LEARN = ("layer_attention", "soft_threshold", "movement")
+"""What learns beside the weights, by an optimizer of its own."""
 
 
 def build(config: Any) -> optax.GradientTransformation:
@@ -40,7 +36,7 @@ def build(config: Any) -> optax.GradientTransformation:
 
     Args:
       config: the experiment. ``config.method`` holds the ``name`` of the method and its keyword
-        values; ``ramp``, ``exploit_at``, ``stop`` and ``target_anneal`` are shares of the training
+        values; ``ramp`` and ``stop`` are shares of the training
         there, not updates, so that a shorter run is the same recipe. Periods are in updates.
         ``learner_rate`` is the highest learning rate of what is learned beside the weights, by SGD
         with momentum 0.9 on the weights' own schedule.
@@ -59,9 +55,6 @@ def build(config: Any) -> optax.GradientTransformation:
       >>> state = optimizers.build(config).init({"kernel": jnp.ones((4, 4))})
       >>> jaxprune.describe(state)["sparsity"], jaxprune.describe(state)["ramp"]
       (0.95, [0, 600])
-
-    References:
-      original.
     """
     optimizer = inner(config)
     options = in_updates(config["method"], config["steps"])
@@ -69,8 +62,8 @@ def build(config: Any) -> optax.GradientTransformation:
     if name == "dense":
         return optimizer
     method = _of(METHODS, name, "method.name")
-    if name in _LEARNERS:
-        options[_LEARNERS[name]] = _learner(config, options.pop("learner_rate"))
+    if name in _LEARN:
+        options["learner"] = _learner(config, options.pop("learner_rate"))
     return method(optimizer, where=config["where"] or None, **options)
 
 
@@ -97,9 +90,6 @@ def inner(config: Any) -> optax.GradientTransformation:
       >>> from experiments import optimizers
       >>> from experiments.configs import common
       >>> optimizer = optimizers.inner(common.digits_mlp("dense"))
-
-    References:
-      original.
     """
     chosen = _of({"sgd": _sgd, "adamw": _adamw}, config["optimizer"]["name"], "optimizer.name")
     return chosen(config["optimizer"], config["steps"])
@@ -119,9 +109,6 @@ def in_updates(method: Any, steps: int) -> dict[str, Any]:
       >>> from experiments import optimizers
       >>> optimizers.in_updates({"name": "magnitude_attention", "ramp": (0.0, 0.75)}, 1000)
       {'name': 'magnitude_attention', 'ramp': (0, 750)}
-
-    References:
-      original.
     """
     options = dict(method)
     for name in _SHARES:

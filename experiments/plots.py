@@ -1,96 +1,179 @@
-"""Pictures, as PNG files."""
+"""Pictures, as PNG files; a method has one colour in all of them."""
 
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import jaxprune
-from experiments import logs
+from experiments import logs, movement, states
+from experiments.configs import common
 from jaxprune import trees
 
+_LINES = ("-", "--", ":", "-.")
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
-def first_mask(opt_state: Any, method: str) -> np.ndarray | None:
-    """The mask of the first pruned layer as a matrix, or None for a dense run.
+
+class Run(NamedTuple):
+    """What is drawn of a run over its training steps.
+
+    Attributes:
+      name: what the legend calls it.
+      method: gives the colour.
+      rows: metrics by ``step``.
+      phases: when all weights were in training, ``(begin, end)`` each.
+    """
+
+    name: str
+    method: str
+    rows: Sequence[Mapping[str, float]]
+    phases: Sequence[tuple[int, int]] = ()
+
+
+def color_of(method: str) -> str:
+    """The colour of a method.
 
     Args:
-      opt_state: the optimizer state.
-      method: name of the method.
+      method: a key of `common.METHODS`.
 
     Returns:
-      bool ``[inputs, outputs]``, positions of a filter among the inputs.
+      A colour of matplotlib; ``dense`` is black.
 
-    References:
-      original.
+    Examples:
+      >>> from experiments import plots
+      >>> plots.color_of("dense"), plots.color_of("magnitude_attention")
+      ('black', 'C0')
     """
-    if method == "dense":
-        return None
+    return "black" if method == "dense" else f"C{list(common.METHODS).index(method) - 1}"
+
+
+def network_and_data(config: Any) -> str:
+    """The first words of a title.
+
+    Args:
+      config: the experiment.
+
+    Returns:
+      A network, with its depth and width where it has them, and its data.
+
+    Examples:
+      >>> from experiments import plots
+      >>> from experiments.configs import common
+      >>> plots.network_and_data(common.cifar_wide_resnet("dense"))
+      'wide_resnet-28-2 on cifar10'
+    """
+    model = config["model"]
+    numbers = [str(model[key]) for key in ("depth", "widen") if key in model]
+    return f"{'-'.join([model['name'], *numbers])} on {config['data']['name']}"
+
+
+def first_layer(opt_state: Any) -> tuple[str, np.ndarray]:
+    """The first pruned layer and its mask as a matrix.
+
+    Args:
+      opt_state: the optimizer state of a pruned run.
+
+    Returns:
+      The path; bool ``[inputs, outputs]``, positions of a filter among the inputs.
+    """
     masks = trees.by_path(jaxprune.get_masks(opt_state))
     first = min(masks, key=lambda path: ("stem" not in path, "classifier" in path, path))
     mask = np.asarray(jax.device_get(masks[first]))
-    return mask.reshape(-1, mask.shape[-1])
+    return first, mask.reshape(-1, mask.shape[-1])
 
 
-def of_run(
-    workdir: pathlib.Path, result: Mapping[str, Any], before: Any, after: Any
-) -> list[pathlib.Path]:
-    """Draws a finished run: accuracy over steps, density per layer, the first layer's mask.
-
-    Of a method that learns a number a layer, also these numbers and the densities over the updates.
+def of_run(workdir: pathlib.Path, config: Any, result: Mapping[str, Any], opt_state: Any) -> None:
+    """Draws a finished run: accuracy and density over the training, the layers, the first mask.
 
     Args:
-      workdir: holds ``metrics.jsonl``; the pictures go there.
+      workdir: holds the logs of the run, and ``first_mask.npy`` if it is pruned; gets the pictures.
+      config: the experiment.
       result: what `training.result` measured.
-      before: mask of the first layer before training, or None.
-      after: and after.
-
-    Returns:
-      The files.
-
-    References:
-      original.
+      opt_state: the final optimizer state.
     """
-    rows = {result["method"]: logs.read(workdir / "metrics.jsonl")}
-    files = [accuracy_over_steps(workdir / "accuracy.png", rows)]
-    files.append(density_per_layer(workdir / "density.png", result["layers"]))
-    if any(name.startswith("learned/") for row in rows[result["method"]] for name in row):
-        files.append(layers_over_steps(workdir / "layers.png", rows[result["method"]]))
-    if after is not None:
-        files.append(mask_before_and_after(workdir / "first_mask.png", before, after))
-    return files
+    method, rows = result["method"], logs.read(workdir / "metrics.jsonl")
+    sparse = "" if method == "dense" else f", {100 * result['sparsity']:.3g} % sparse"
+    title = f"{network_and_data(config)}, {method}{sparse}, seed {result['seed']}"
+    run = Run(method, method, rows, states.dense_phases(opt_state, result["steps"]))
+    over_training(workdir / "accuracy.png", title, [run])
+    density_per_layer(workdir / "density.png", title, result["layers"], color_of(method))
+    if states.is_pruned(opt_state):
+        layers = logs.read(workdir / "layers.jsonl")
+        layers_over_training(workdir / "layers.png", title, layers, rows)
+        layer, last = first_layer(opt_state)
+        masks = {"after the first step": np.load(workdir / "first_mask.npy"), "at the end": last}
+        masks_of_layer(workdir / "first_mask.png", f"{title}\nweights of {layer}", masks)
 
 
-def accuracy_over_steps(
-    path: pathlib.Path, runs: Mapping[str, Sequence[Mapping[str, float]]]
-) -> pathlib.Path:
-    """Accuracy on training batches and on the test images, and sparsity, over the updates.
+def over_training(path: pathlib.Path, title: str, runs: Sequence[Run]) -> None:
+    """Accuracy on training batches and on the test images, and density, over the training.
 
     Args:
       path: the file.
-      runs: rows of metrics by name.
+      title: of the picture.
+      runs: one or several; the phases in which all weights train are shaded if it is one.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    styles = _styles([run.method for run in runs])
+    for index, (run, style) in enumerate(zip(runs, styles, strict=True)):
+        _line(upper, run.rows, "accuracy", **style | {"alpha": 0.3, "linewidth": 1})
+        _line(upper, run.rows, "test_accuracy", marker="o", markersize=3, label=run.name, **style)
+        width = 1 + 2.5 * (1 - (index + 1) / len(runs))  # so that lines under others show
+        lower.plot(*density(run), drawstyle="steps-post", linewidth=width, **style)
+    if len(runs) == 1 and runs[0].phases:
+        for axes, (begin, end) in itertools.product((upper, lower), runs[0].phases):
+            axes.axvspan(begin, end, color="0.9", zorder=0)
+        lower.plot([], [], color="0.9", linewidth=8, label="all weights train")
+        lower.legend(fontsize="small", loc="upper right")
+    upper.set(title=title, ylabel="accuracy\n(pale: on training images)")
+    upper.yaxis.set_major_formatter(_PERCENT)
+    upper.legend(fontsize="small", ncols=1 + len(runs) // 8)
+    lower.set(xlabel="training steps", ylabel="weights in use")
+    _shares_on_a_log_axis(lower)
+    _save(figure, path)
+
+
+def density(run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The share of the weights that the network uses, over the training.
+
+    Args:
+      run: its rows hold ``step`` and ``sparsity``.
 
     Returns:
-      The file.
+      Steps and shares, each of which holds until the next: what the masks keep, and 1 in the phases
+      in which all weights train.
 
-    References:
-      original.
+    Examples:
+      >>> from experiments import plots
+      >>> rows = [{"step": step, "sparsity": 0.9} for step in (2, 4, 6)]
+      >>> steps, shares = plots.density(plots.Run("", "rigl", rows, [(3, 5)]))
+      >>> steps, [round(share, 1) for share in shares]
+      ((2, 3, 5, 6), [0.1, 1.0, 0.1, 0.1])
     """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for index, (name, rows) in enumerate(runs.items()):
-        color = f"C{index}"
-        _line(upper, rows, "accuracy", color=color, alpha=0.35, linewidth=1)
-        _line(upper, rows, "test_accuracy", color=color, marker="o", markersize=3, label=name)
-        _line(lower, rows, "sparsity", color=color)
-    upper.set_ylabel("accuracy\n(pale: training batches)")
-    upper.legend(fontsize="small", ncols=1 + len(runs) // 8)
-    lower.set(ylabel="sparsity", xlabel="updates", ylim=(-0.05, 1.05))
-    return _save(figure, path)
+    kept = {row["step"]: 1 - row["sparsity"] for row in run.rows}
+    held = dict(kept)
+    for begin, end in run.phases:
+        held = {step: share for step, share in held.items() if not begin <= step <= end}
+        last = max((step for step in kept if step <= end), default=min(kept))
+        held |= {begin: 1.0, end: kept[last]}
+    steps, shares = zip(*sorted(held.items()), strict=True)
+    return steps, shares
+
+
+def _styles(methods: Sequence[str]) -> list[dict[str, Any]]:
+    """The colour of each method; several of one method have lines of their own."""
+    return [
+        {"color": color_of(method), "linestyle": _LINES[methods[:index].count(method) % 4]}
+        for index, method in enumerate(methods)
+    ]
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **style: Any) -> None:
@@ -99,229 +182,169 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **style: A
         axes.plot(*zip(*points, strict=True), **style)
 
 
-def layers_over_steps(path: pathlib.Path, rows: Sequence[Mapping[str, float]]) -> pathlib.Path:
-    """What is learned of each layer, and how dense the layer is, over the updates.
+def _shares_on_a_log_axis(axes: Axes) -> None:
+    """From just under the least share that is drawn to 100 %, with the shares as percents."""
+    drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+    least = min(drawn[drawn > 0], default=1.0)
+    axes.set(yscale="log", ylim=(0.7 * min(least, 0.5), 1.3))
+    ticks = [share for share in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01) if share > 0.7 * least]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(_PERCENT)
+
+
+def layers_over_training(
+    path: pathlib.Path,
+    title: str,
+    layers: Sequence[Mapping[str, float]],
+    rows: Sequence[Mapping[str, float]],
+) -> None:
+    """How dense each layer is over the training, and beside it what is learned of the layer.
 
     Args:
       path: the file.
-      rows: metrics with ``learned/<layer>`` and ``density/<layer>``.
-
-    Returns:
-      The file.
-
-    References:
-      original.
+      title: of the picture.
+      layers: ``step``, and the density by path.
+      rows: metrics; ``learned/<path>`` where a number is learned of each layer.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = dict(zip(("learned", "density"), figure.subplots(1, 2, sharex=True), strict=True))
-    layers = [name.partition("/")[2] for name in rows[-1] if name.startswith("learned/")]
-    for index, layer in enumerate(layers):
-        for kind, axes in panels.items():
-            _line(axes, rows, f"{kind}/{layer}", color=f"C{index}", label=layer)
-    panels["learned"].set(xlabel="updates", ylabel="what is learned of a layer")
-    panels["density"].set(xlabel="updates", ylabel="density of the layer", ylim=(-0.02, 1.02))
-    panels["density"].legend(fontsize="x-small", ncols=1 + len(layers) // 12)
-    return _save(figure, path)
+    names = [name for name in layers[-1] if name != "step"]
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(names)))
+    learns = any(f"learned/{name}" in rows[-1] for name in names)
+    figure = Figure(figsize=(11 if learns else 8, 4), layout="constrained")
+    panels = figure.subplots(1, 1 + learns, squeeze=False)[0]
+    for index, (name, color) in enumerate(zip(names, colors, strict=True)):
+        style = {"color": color, "linestyle": _LINES[index % 4]}  # some lie on one another
+        _line(panels[0], layers, name, drawstyle="steps-post", label=name, **style)
+        _line(panels[-1], rows, f"learned/{name}", **style)
+    for axes in panels:
+        axes.set_xlabel("training steps")
+    panels[-1].set_ylabel("number learned of each layer")
+    panels[0].set_ylabel("weights kept in each layer")
+    _shares_on_a_log_axis(panels[0])
+    figure.legend(loc="outside right upper", fontsize="x-small", ncols=1 + len(names) // 24)
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, path)
 
 
-def density_per_layer(path: pathlib.Path, layers: Mapping[str, Sequence[int]]) -> pathlib.Path:
-    """Share of the weights kept in each layer.
+def density_per_layer(
+    path: pathlib.Path, title: str, layers: Mapping[str, Sequence[int]], color: str
+) -> None:
+    """Share of the weights kept in each layer at the end.
 
     Args:
       path: the file.
+      title: of the picture.
       layers: ``{path: (kept, total)}``.
-
-    Returns:
-      The file.
-
-    References:
-      original.
+      color: of the bars.
     """
-    figure = Figure(figsize=(7, 1.5 + 0.3 * len(layers)), layout="constrained")
+    figure = Figure(figsize=(8, 1.5 + 0.3 * len(layers)), layout="constrained")
     axes = figure.subplots()
     shares = [kept / total for kept, total in layers.values()]
-    bars = axes.barh(list(layers), shares)
+    bars = axes.barh(list(layers), shares, color=color, alpha=0.6)
     told = [f"{kept:,} of {total:,}" for kept, total in layers.values()]
     axes.bar_label(bars, told, padding=3)
     axes.invert_yaxis()
-    axes.set(xlabel="density", xlim=(0, 1.3 * max(shares)))
-    return _save(figure, path)
+    axes.set(title=title, xlabel="weights kept at the end", xlim=(0, 1.3 * max(*shares, 0.01)))
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
+    axes.xaxis.set_major_formatter(_PERCENT)
+    _save(figure, path)
 
 
-def mask_before_and_after(
-    path: pathlib.Path, before: np.ndarray, after: np.ndarray
-) -> pathlib.Path:
-    """The mask of one layer before and after training; kept weights are dark.
+def masks_of_layer(path: pathlib.Path, title: str, masks: Mapping[str, np.ndarray]) -> None:
+    """Masks of one layer at several moments; kept weights are dark.
 
     Args:
       path: the file.
-      before: bool ``[inputs, outputs]``.
-      after: the same.
-
-    Returns:
-      The file.
-
-    References:
-      original.
+      title: of the picture.
+      masks: bool ``[inputs, outputs]`` by what they are.
     """
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    for axes, mask, when in zip(
-        figure.subplots(1, 2), (before, after), ("before", "after"), strict=True
-    ):
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    for axes, (when, mask) in zip(figure.subplots(1, len(masks)), masks.items(), strict=True):
         axes.imshow(mask, cmap="Greys", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-        axes.set(title=f"{when}: {mask.mean():.1%} kept", xlabel="outputs", ylabel="inputs")
-    return _save(figure, path)
+        told = f"{when}: {mask.mean():.1%} kept (dark)"
+        axes.set_title(told, fontsize="medium")
+        axes.set(xlabel="output of the layer", ylabel="input of the layer")
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, path)
 
 
-def accuracy_of_methods(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Final accuracy of every run: a dot a seed, a bar the mean and standard deviation.
+def accuracy_of_methods(path: pathlib.Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Final accuracy of every run: a dot a seed; of three or more, mean and standard deviation.
 
     Args:
       path: the file.
-      rows: one a run: ``method``, ``target`` (its sparsity), ``accuracy``.
-
-    Returns:
-      The file.
-
-    References:
-      original.
+      title: of the picture.
+      rows: one a run: ``method`` (the name of its arm), ``arm``, ``target``, ``accuracy``.
     """
     targets = sorted({row["target"] for row in rows if row["target"]})
-    names = list(dict.fromkeys(row["method"] for row in rows if row["target"]))
+    names = {row["method"]: row["arm"]["method"] for row in rows if row["target"]}
     dense = [row["accuracy"] for row in rows if not row["target"]]
-    size = (2.5 + 3 * len(targets), 1.2 + 0.35 * len(names))
+    size = (3 + 3 * len(targets), 1.5 + 0.35 * len(names))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, max(len(targets), 1), sharey=True, squeeze=False)[0]
     for axes, target in zip(panels, targets, strict=False):
-        for index, name in enumerate(names):
+        for index, (name, method) in enumerate(names.items()):
             found = [r["accuracy"] for r in rows if (r["method"], r["target"]) == (name, target)]
-            color = f"C{index}"
-            axes.plot(found, [index] * len(found), "o", color=color, alpha=0.4, markersize=4)
-            if found:
-                spread = float(np.std(found, ddof=min(1, len(found) - 1)))
-                axes.errorbar(np.mean(found), index, xerr=spread, fmt="|", color=color, capsize=4)
+            _dots(axes, found, index, color_of(method))
         if dense:
             axes.axvline(float(np.mean(dense)), color="black", linestyle="--", label="dense")
             axes.legend(fontsize="small")
-        axes.set(title=f"{target:.0%} sparse", xlabel="final test accuracy")
+        axes.set(title=f"{100 * target:g} % sparse", xlabel="final test accuracy")
+        axes.xaxis.set_major_formatter(_PERCENT)
         axes.margins(x=0.1)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    return _save(figure, path)
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, path)
+
+
+def _dots(axes: Axes, found: Sequence[float], height: int, color: str) -> None:
+    axes.plot(found, [height] * len(found), "o", color=color, alpha=0.4, markersize=4)
+    if len(found) > 2:
+        spread = float(np.std(found, ddof=1))
+        axes.errorbar(np.mean(found), height, xerr=spread, fmt="|", color=color, capsize=4)
 
 
 def mask_movement(
-    path: pathlib.Path, runs: Mapping[str, Sequence[tuple[int, np.ndarray]]]
-) -> pathlib.Path:
+    path: pathlib.Path,
+    title: str,
+    runs: Mapping[str, tuple[str, Sequence[tuple[int, np.ndarray]]]],
+) -> None:
     """How masks move: how long grown weights stay, and how alike successive masks are.
 
-    Left, of all that grew in one change, the share that is kept so many updates later, as the mean
+    Left, of all that grew in one change, the share that is kept so many steps later, as the mean
     over the changes; right, the overlap ``|a and b| / |a or b|`` of the masks after successive
     changes, and dotted that with the last mask. Changes in which nothing grows are passed over.
 
     Args:
       path: the file.
-      runs: ``(step, mask)`` of every change of masks, bool vectors, by name.
-
-    Returns:
-      The file.
+      title: of the picture.
+      runs: by name, the method, and ``(step, mask)`` of every change of masks, bool vectors.
 
     References:
-      original; a picture of this kind is in Sun et al., 2025, https://arxiv.org/abs/2502.03658.
+      A picture of this kind is in Sun et al., 2025, https://arxiv.org/abs/2502.03658.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for index, (name, changes) in enumerate(runs.items()):
-        color, moved = f"C{index}", after_growth(changes)
-        left.plot(*zip(*survival(moved), strict=True), color=color, label=name)
+    for name, (method, changes) in runs.items():
+        color, moved = color_of(method), movement.after_growth(changes)
+        left.plot(*zip(*movement.survival(moved), strict=True), color=color, label=name)
         steps = [step for step, _ in moved]
-        overlaps = [overlap(a, b) for (_, a), (_, b) in itertools.pairwise(moved)]
-        right.plot(steps[1:], overlaps, color=color, label=name)
-        last = [overlap(mask, moved[-1][1]) for _, mask in moved]
+        overlaps = [movement.overlap(a, b) for (_, a), (_, b) in itertools.pairwise(moved)]
+        right.plot(steps[1:], overlaps, color=color)
+        last = [movement.overlap(mask, moved[-1][1]) for _, mask in moved]
         right.plot(steps, last, color=color, linestyle=":")
-    left.set(xlabel="updates since growth", ylabel="share of grown weights still kept")
-    right.set(xlabel="updates", ylabel="overlap with the mask before\n(dotted: with the last mask)")
+    right.plot([], [], "k-", label="with the mask before")
+    right.plot([], [], "k:", label="with the last mask")
+    left.set(xlabel="training steps since a weight grew", ylabel="grown weights still kept")
+    right.set(xlabel="training steps", ylabel="overlap of two masks\n(100 %: the same weights)")
     for axes in (left, right):
         axes.set_ylim(0, 1.03)
-    left.legend()
-    return _save(figure, path)
+        axes.yaxis.set_major_formatter(_PERCENT)
+        axes.legend(fontsize="small")
+    figure.suptitle(title)
+    _save(figure, path)
 
 
-def after_growth(changes: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
-    """The first masks, and those after each change in which something grew.
-
-    Args:
-      changes: ``(step, mask)`` of every change, bool vectors.
-
-    Returns:
-      Some of them: what only prunes is passed over, so that a cycle counts once.
-
-    Examples:
-      >>> import numpy as np
-      >>> from experiments import plots
-      >>> masks = [[1, 1, 0], [1, 0, 0], [1, 0, 1]]
-      >>> changes = [(step, np.array(mask, bool)) for step, mask in enumerate(masks)]
-      >>> [step for step, _ in plots.after_growth(changes)]
-      [0, 2]
-
-    References:
-      original.
-    """
-    grown = [now for before, now in itertools.pairwise(changes) if (now[1] & ~before[1]).any()]
-    return [*changes[:1], *grown]
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Jaccard's index of two masks, ``|a and b| / |a or b|``.
-
-    Args:
-      a: bool, any shape.
-      b: the same.
-
-    Returns:
-      A share in [0, 1].
-
-    Examples:
-      >>> import numpy as np
-      >>> from experiments import plots
-      >>> plots.overlap(np.array([True, True, False]), np.array([True, False, False]))
-      0.5
-
-    References:
-      Jaccard, The distribution of the flora in the alpine zone, 1912.
-    """
-    return float(np.sum(a & b) / np.sum(a | b))
-
-
-def survival(moved: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, float]]:
-    """How much of what grew is still kept, by the updates since.
-
-    Args:
-      moved: what `after_growth` returns.
-
-    Returns:
-      ``(updates, share)``: the mean over all growths so many updates before another change. It
-      begins with (0, 1.0).
-
-    Examples:
-      >>> import numpy as np
-      >>> from experiments import plots
-      >>> masks = [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]]
-      >>> moved = [(10 * i, np.array(mask, bool)) for i, mask in enumerate(masks)]
-      >>> plots.survival(moved)
-      [(0, 1.0), (10, 0.5)]
-
-    References:
-      original.
-    """
-    shares: dict[int, list[float]] = {}
-    for index, ((_, before), (born, mask)) in enumerate(itertools.pairwise(moved), start=1):
-        grown = mask & ~before
-        for step, later in moved[index:]:
-            shares.setdefault(step - born, []).append(float(np.mean(later[grown])))
-    return [(updates, float(np.mean(found))) for updates, found in sorted(shares.items())]
-
-
-def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+def _save(figure: Figure, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
-    return path

@@ -1,7 +1,6 @@
 """What the numbers of a comparison say: a table, and differences no larger than they are."""
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,50 +9,37 @@ from scipy import stats
 
 Row = Mapping[str, Any]
 
+_FEWEST = 3
+"""Seeds without which no verdict is given."""
 
-def _of(rows: Sequence[Row], method: str, target: float) -> dict[int, float]:
+
+def _of(rows: Sequence[Row], method: str, target: float) -> list[Row]:
+    return [row for row in rows if (row["method"], row["target"]) == (method, target)]
+
+
+def _by_seed(rows: Sequence[Row], method: str, target: float) -> dict[int, float]:
     """Final accuracy in percent by seed."""
-    return {
-        row["seed"]: 100 * row["accuracy"]
-        for row in rows
-        if (row["method"], row["target"]) == (method, target)
-    }
+    return {row["seed"]: 100 * row["accuracy"] for row in _of(rows, method, target)}
 
 
-def _cell(accuracies: Sequence[float]) -> str:
-    if not accuracies:
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean, and standard deviation if there are several."""
+    if not values:
         return "-"
-    spread = f" ± {np.std(accuracies, ddof=1):.1f}" if len(accuracies) > 1 else ""
-    return f"{np.mean(accuracies):.1f}{spread}"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
-def _targets(rows: Sequence[Row]) -> list[float]:
-    return sorted({row["target"] for row in rows if row["target"]})
-
-
-def _methods(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["method"] for row in rows if row["target"]))
-
-
-def _flops(rows: Sequence[Row], method: str, target: float) -> str:
-    """Training and inference FLOPs; rows written before they were counted have none."""
+def _flops(rows: Sequence[Row]) -> str:
+    """Training and inference FLOPs."""
     found = [
-        (row["training_flops"], row["inference_flops"])
-        for row in rows
-        if (row["method"], row["target"]) == (method, target) and "training_flops" in row
+        (row["training_flops"], row["inference_flops"]) for row in rows if "training_flops" in row
     ]
     return ", ".join(f"{np.mean(shares):.3f}" for shares in zip(*found, strict=True)) or "-"
 
 
-def _reached(rows: Sequence[Row], method: str, target: float) -> str:
-    """Mean and standard deviation of the share that is kept."""
-    found = [
-        row["kept"] / row["total"]
-        for row in rows
-        if (row["method"], row["target"]) == (method, target)
-    ]
-    spread = f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
-    return f"{np.mean(found):.4f}{spread}" if found else "-"
+def _kept(rows: Sequence[Row]) -> str:
+    return _spread([row["kept"] / row["total"] for row in rows], 4)
 
 
 def _off_target(row: Row) -> bool:
@@ -68,7 +54,7 @@ def table(rows: Sequence[Row]) -> str:
 
     Args:
       rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``; where they are known,
-        ``training_flops`` and ``inference_flops`` as shares of dense.
+        ``training_flops`` and ``inference_flops`` as shares of dense, ``kept`` and ``total``.
 
     Returns:
       A table in Markdown: a row a method, a column a sparsity; then a column a sparsity for FLOPs,
@@ -83,53 +69,47 @@ def table(rows: Sequence[Row]) -> str:
       | final test accuracy, % | 90 % sparse | runs |
       |---|---|---|
       | random | 55.0 ± 7.1 | 2 |
-
-    References:
-      original.
     """
-    targets = _targets(rows)
-    heads = [
-        "final test accuracy, %",
-        *(f"{100 * target:g} % sparse" for target in targets),
-        "runs",
-    ]
-    counted = any("training_flops" in row for row in rows)
-    if counted:
-        heads += [f"FLOPs at {100 * target:g} %: training, inference" for target in targets]
-    learned = any(map(_off_target, rows))
-    if learned:
-        heads += [f"density at {100 * target:g} %" for target in targets]
+    targets = sorted({row["target"] for row in rows if row["target"]})
+    columns = {}
+    if any("training_flops" in row for row in rows):
+        columns["FLOPs at {} %: training, inference"] = _flops
+    if any(map(_off_target, rows)):
+        columns["density at {} %"] = _kept
+    percents = [f"{100 * target:g}" for target in targets]
+    heads = ["final test accuracy, %", *(f"{percent} % sparse" for percent in percents), "runs"]
+    heads += [head.format(percent) for head in columns for percent in percents]
     lines = [heads]
-    dense = list(_of(rows, "dense", 0.0).values())
-    if dense:
-        cost = [_flops(rows, "dense", 0.0)] * len(targets) if counted else []
-        cost += ["1"] * len(targets) if learned else []
-        lines.append(["dense", *[_cell(dense)] * len(targets), str(len(dense)), *cost])
-    for method in _methods(rows):
-        found = [list(_of(rows, method, target).values()) for target in targets]
-        runs = sorted({len(accuracies) for accuracies in found})
-        told = " to ".join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))
-        cost = [_flops(rows, method, target) for target in targets] if counted else []
-        cost += [_reached(rows, method, target) for target in targets] if learned else []
-        lines.append([method, *map(_cell, found), told, *cost])
+    for method in sorted(_methods(rows), key=lambda name: name != "dense"):
+        found = [_of(rows, method, 0.0 if method == "dense" else target) for target in targets]
+        runs = sorted({len(cell) for cell in found})
+        accuracies = [_spread([100 * row["accuracy"] for row in cell], 1) for cell in found]
+        count = " to ".join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))
+        cells = [told(cell) for told in columns.values() for cell in found]
+        lines.append([method, *accuracies, count, *cells])
     written = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([written[0], "|---" * len(heads) + "|", *written[1:]])
 
 
-def findings(rows: Sequence[Row]) -> list[str]:
+def _methods(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def findings(rows: Sequence[Row], subjects: Sequence[str] = ()) -> list[str]:
     """Paired differences between methods, and which of them the seeds can tell from nothing.
 
     Seeds share initial weights and the order of the data, so differences are taken seed by seed.
-    Where Student's 95 % interval of their mean holds 0, the methods are not told apart.
+    Where Student's 95 % interval of their mean holds 0, the methods are not told apart; fewer than
+    three seeds tell nothing.
 
     Args:
-      rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``.
+      rows: one a run: ``method``, ``target``, ``seed``, ``accuracy``; ``arm`` and
+        ``learns_sparsity`` where arms differ in what they cost or how dense they become.
+      subjects: methods that are compared with all others; none: every pair.
 
     Returns:
-      Sentences, one a pair of methods and sparsity, for pairs with magnitude attention, prune and
-      grow, and layer attention; of all methods when none is there. A method that trained for the
-      FLOPs of another, or is as dense as another became, is compared with that one, and with those
-      that did so too.
+      Sentences, one a pair of methods and sparsity. An arm that trained for the FLOPs of another,
+      or is as dense as another became, is compared with that one, and with those that did so too.
 
     Examples:
       >>> from experiments import report
@@ -142,51 +122,48 @@ def findings(rows: Sequence[Row]) -> list[str]:
       >>> print(report.findings(rows)[0])
       90 %: magnitude_attention - random = +10.0 points (95 % interval +7.5 to +12.5, 3 seeds):
       ahead
-
-    References:
-      original.
     """
-    names = _methods(rows)
+    pruned = [row for row in rows if row["target"]]
+    one_of = {row["method"]: row for row in pruned}
+    names = [name for name in subjects if name in one_of]
+    names += [name for name in one_of if name not in names]
     pairs = [
-        (name, other)
-        for name in names
-        if re.split("[@~]", name)[0] in _SUBJECTS
-        for other in names
-        if other != name and _comparable(name, other) and (other, name) not in _DONE
+        (one, other)
+        for one, other in itertools.combinations(names, 2)
+        if (not subjects or one in subjects) and _alike(one_of[one], one_of[other])
     ]
-    pairs = pairs or list(itertools.combinations(names, 2))
-    found = [_difference(rows, *pair, target) for target in _targets(rows) for pair in pairs]
+    targets = sorted({row["target"] for row in pruned})
+    found = [_difference(rows, *pair, target) for target in targets for pair in pairs]
     return [sentence for sentence in found if sentence]
 
 
-_SUBJECTS = ("magnitude_attention", "prune_and_grow", "layer_attention")
+def _alike(one: Row, other: Row) -> bool:
+    """Whether two arms trained as long, or at the same cost, and are equally dense."""
 
-_DONE = frozenset(itertools.combinations(_SUBJECTS, 2))
-"""Pairs of subjects that are told from the other side already."""
+    def costs_as(row: Row) -> str:
+        return row.get("arm", {}).get("flops_of", "")
 
+    def dense_as(row: Row) -> str:
+        itself = row["method"] if row.get("learns_sparsity") else ""
+        return row.get("arm", {}).get("like") or itself
 
-def _comparable(one: str, other: str) -> bool:
-    """Whether two methods are alike in what matters.
-
-    They trained for as many updates, or for as many FLOPs; and became as dense, where one of them
-    decided that itself.
-    """
-    costs = one.partition("@")[2], other.partition("@")[2]
-    if "~" in one + other or "layer_attention" in (one, other):
-        dense = one.partition("~")[2], other.partition("~")[2]
-        return other == dense[0] or one == dense[1] or (dense[0] == dense[1] != "")
-    return costs[0] == costs[1] or other == costs[0] or one == costs[1]
+    cost = costs_as(one) == costs_as(other)
+    cost |= one["method"] == costs_as(other) or costs_as(one) == other["method"]
+    return cost and dense_as(one) == dense_as(other)
 
 
 def _difference(rows: Sequence[Row], one: str, other: str, target: float) -> str:
-    a, b = _of(rows, one, target), _of(rows, other, target)
+    a, b = _by_seed(rows, one, target), _by_seed(rows, other, target)
     gaps = [a[seed] - b[seed] for seed in a if seed in b]
-    if len(gaps) < 2:
+    if not gaps:
         return ""
     mean = float(np.mean(gaps))
+    told = f"{100 * target:g} %: {one} - {other} = {mean:+.1f} points"
+    if len(gaps) < _FEWEST:
+        return f"{told} ({len(gaps)} seed{'s' * (len(gaps) > 1)}: too few for a verdict)"
     reach = float(stats.t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / np.sqrt(len(gaps)))
     verdict = "not told apart"
     if abs(mean) > reach:
         verdict = "ahead" if mean > 0 else "behind"
     interval = f"95 % interval {mean - reach:+.1f} to {mean + reach:+.1f}, {len(gaps)} seeds"
-    return f"{100 * target:g} %: {one} - {other} = {mean:+.1f} points ({interval}): {verdict}"
+    return f"{told} ({interval}): {verdict}"

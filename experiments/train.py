@@ -1,6 +1,6 @@
 """Train a network, dense or pruned: one loop, read it top to bottom.
 
-    python -m experiments.train --config experiments/configs/mlp_digits_magnitude_attention.py
+    python -m experiments.train --config experiments/configs/mlp_digits.py:magnitude_attention
         --config.method.sparsity=0.95 --workdir runs/example
 
 The same command goes on where it was stopped, kill -9 included, to bit-identical results.
@@ -10,11 +10,11 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
-from tqdm import tqdm
 
-from experiments import checkpoints, data, logs, models, optimizers, plots, training
+from experiments import checkpoints, data, logs, models, optimizers, plots, states, training
 
 
 def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
     Args:
       config: the experiment, a `ConfigDict`.
-      workdir: gets ``checkpoints/``, ``metrics.jsonl``, ``result.json`` and pictures.
+      workdir: gets ``checkpoints/``, ``metrics.jsonl``, ``layers.jsonl`` with the density of each
+        layer, ``result.json`` and pictures.
 
     Returns:
       What `training.result` measures on the final params.
@@ -30,9 +31,6 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: if checkpoints or evaluations would fall between two rows of metrics, or the work
         directory holds a run of another config.
-
-    References:
-      original.
     """
     for interval in ("checkpoint_every", "evaluate_every"):  # else a resumed run logs other windows
         if config[interval] % config.log_every:
@@ -45,36 +43,40 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     model = models.build(config.model, images.classes)
     tx = optimizers.build(config)
     fresh = training.create(model, tx, images, config.seed)
-    before = plots.first_mask(fresh.opt_state, config.method.name)
 
     with checkpoints.manager(workdir) as manager:
         state = checkpoints.restore(manager, fresh, config)
         start = int(state.step)
         log = logs.Log(workdir / "metrics.jsonl", after=start, tensorboard=config.tensorboard)
+        layers = logs.Log(workdir / "layers.jsonl", after=start)
+        progress = logs.Progress(config.steps, "step", done=start)
         batches = data.batches(
             images, config.batch_size, seed=config.seed, start=start, augment=config.augment
         )
         window = []
-        bar = tqdm(range(start + 1, config.steps + 1), initial=start, total=config.steps)
-        for step, batch in zip(bar, batches, strict=False):
+        for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=False):
             state, metrics = training.train_step(state, batch)
+            progress.advance()
             window.append(metrics)
             last = step == config.steps
+            if step == 1 and states.is_pruned(state.opt_state):  # before there is a checkpoint
+                np.save(workdir / "first_mask.npy", plots.first_layer(state.opt_state)[1])
             if step % config.log_every == 0 or last:
-                row = training.mean(window)
-                row["sparsity"] = training.sparsity(state, config.method.name)
+                row = training.mean(window) | {"sparsity": states.sparsity(state.opt_state)}
                 if step % config.evaluate_every == 0 or last:
                     row["test_accuracy"] = training.accuracy(state, test)
-                log.write(step, **row, **training.learned(state, config.method.name))
-                bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
+                log.write(step, **row, **states.learned(state.opt_state))
+                layers.write(step, **states.densities(state.opt_state))
+                progress.tell(", ".join(f"{name} {value:.3f}" for name, value in row.items()))
                 window = []
             if step % config.checkpoint_every == 0 or last:
                 checkpoints.save(manager, state, config)
-        log.close()
+        for file in (log, layers, progress):
+            file.close()
 
     result = training.result(state, test, config)
     (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    plots.of_run(workdir, result, before, plots.first_mask(state.opt_state, config.method.name))
+    plots.of_run(workdir, config, result, state.opt_state)
     return result
 
 

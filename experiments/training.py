@@ -2,7 +2,7 @@
 
 The params are the network, so the loop is that of any optimizer. What knows about pruning measures:
 zeros, and the operations a step costs. One line more is for batch norm, whose running statistics
-leave out the steps in which prune-and-grow explores the dense network.
+leave out the steps in which a method trains more of the network than its masks keep.
 """
 
 import functools
@@ -19,13 +19,10 @@ from flax.training import train_state
 from jax.typing import ArrayLike
 
 import jaxprune
-from experiments import data
-from jaxprune import flops, trees
+from experiments import data, states
+from jaxprune import flops, names, trees
 
 _TEST_BATCH = 500
-
-ONE_A_LAYER = ("layer_attention", "soft_threshold")
-"""Methods that learn a number a layer, and by it how sparse the layer becomes."""
 
 
 class State(train_state.TrainState):
@@ -65,9 +62,6 @@ def create(
       >>> state = training.create(models.MLP(classes=10), optax.sgd(0.1), toy, seed=0)
       >>> state.params["dense_0"]["kernel"].shape
       (64, 128)
-
-    References:
-      original.
     """
     images = jnp.zeros((1, *dataset.images.shape[1:]), jnp.float32)
     variables = _initial(model, jax.random.key(seed), images)
@@ -114,9 +108,6 @@ def train_step(state: State, batch: data.Batch) -> tuple[State, dict[str, jax.Ar
 
     Returns:
       The new state; ``loss`` and ``accuracy`` of the batch, float32 scalars on the device.
-
-    References:
-      original.
     """
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -127,29 +118,19 @@ def train_step(state: State, batch: data.Batch) -> tuple[State, dict[str, jax.Ar
         return losses.mean(), (logits, new.get("batch_stats", {}))
 
     (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    if _method_of(state) == "prune_and_grow":  # statistics of the dense network would mislead
-        exploring = jaxprune.phase_of(state.opt_state).named("explore")  # read before the update
-        stats = jax.tree.map(functools.partial(jnp.where, exploring), state.batch_stats, stats)
+    if states.is_pruned(state.opt_state):  # statistics of the dense network would mislead
+        dense = jaxprune.sees_dense(state.opt_state)  # read before the update
+        stats = jax.tree.map(functools.partial(jnp.where, dense), state.batch_stats, stats)
     cost = _mean_cost(state)
     state = state.apply_gradients(grads=grads, batch_stats=stats, flops=cost)
     right = jnp.mean(logits.argmax(axis=-1) == batch["label"], dtype=jnp.float32)
     return state, {"loss": loss, "accuracy": right}
 
 
-def _method_of(state: State) -> str | None:
-    """The name of the pruning method; None for a dense run."""
-    nodes = jax.tree.leaves(state.opt_state, is_leaf=_is_pruning)
-    return jaxprune.describe(state.opt_state)["method"] if any(map(_is_pruning, nodes)) else None
-
-
-def _is_pruning(node: Any) -> bool:
-    return isinstance(node, jaxprune.PruneState)
-
-
 def _mean_cost(state: State) -> jax.Array:
     """The mean cost of the steps so far and the coming one."""
-    dense = _method_of(state) is None
-    cost = 1.0 if dense else flops.step_cost(state.opt_state, dict(state.layer_flops))
+    layers = dict(state.layer_flops)
+    cost = flops.step_cost(state.opt_state, layers) if states.is_pruned(state.opt_state) else 1.0
     return state.flops + (cost - state.flops) / (state.step + 1)
 
 
@@ -169,9 +150,6 @@ def accuracy(state: State, dataset: data.Dataset) -> float:
 
     Returns:
       The share, in [0, 1].
-
-    References:
-      original.
     """
     size = min(_TEST_BATCH, len(dataset.labels))
     right = [_right(state, batch) for batch in data.whole(dataset, size)]
@@ -195,14 +173,11 @@ def measure(params: Any, where: str) -> dict[str, Any]:
       >>> found = training.measure({"conv": {"kernel": jnp.array([[0.0, 1.0]])}}, "conv")
       >>> found["sparsity"], found["layers"]
       (0.5, {'conv/kernel': [1, 2]})
-
-    References:
-      original.
     """
     leaves = trees.by_path(params)
     layers = {
         path: [int(np.count_nonzero(leaves[path])), int(leaves[path].size)]
-        for path in trees.prunable(leaves, where or None)
+        for path in names.prunable(leaves, where or None)
     }
     kept, total = (sum(layer[i] for layer in layers.values()) for i in (0, 1))
     return {"sparsity": (total - kept) / total, "kept": kept, "total": total, "layers": layers}
@@ -222,52 +197,9 @@ def mean(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
       >>> from experiments import training
       >>> training.mean([{"loss": jnp.float32(1)}, {"loss": jnp.float32(2)}])
       {'loss': 1.5}
-
-    References:
-      original.
     """
     taken = jax.device_get(list(window))
     return {name: float(np.mean([metrics[name] for metrics in taken])) for name in taken[0]}
-
-
-def sparsity(state: State, method: str) -> float:
-    """The sparsity the masks say, 0 for a dense run.
-
-    Args:
-      state: the training state.
-      method: name of its method.
-
-    Returns:
-      A share in [0, 1].
-
-    References:
-      original.
-    """
-    return 0.0 if method == "dense" else float(jaxprune.sparsity_of(state.opt_state))
-
-
-def learned(state: State, method: str) -> dict[str, float]:
-    """What a method has learned of each layer, and how dense the layer is.
-
-    Args:
-      state: the training state.
-      method: name of its method.
-
-    Returns:
-      ``learned/<path>`` and ``density/<path>`` where a number is learned of each layer; else
-      nothing.
-
-    References:
-      original.
-    """
-    if method not in ONE_A_LAYER:
-        return {}
-    masks = trees.by_path(jaxprune.get_masks(state.opt_state))
-    numbers = jax.device_get(jaxprune.get_learned(state.opt_state))
-    densities = jax.device_get({path: jnp.mean(m, dtype=jnp.float32) for path, m in masks.items()})
-    return {f"learned/{path}": float(x) for path, x in numbers.items()} | {
-        f"density/{path}": float(x) for path, x in densities.items()
-    }
 
 
 def result(state: State, test: data.Dataset, config: Any) -> dict[str, Any]:
@@ -284,25 +216,17 @@ def result(state: State, test: data.Dataset, config: Any) -> dict[str, Any]:
 
     Raises:
       ValueError: if the params are not the network that the method's state says they are.
-
-    References:
-      original.
     """
-    method = config["method"]["name"]
-    if method != "dense":
+    inference = 1.0
+    if states.is_pruned(state.opt_state):
         jaxprune.verify(state.params, state.opt_state)
+        inference = float(flops.inference_cost(state.opt_state, dict(state.layer_flops)))
     return {
-        "method": method,
+        "method": config["method"]["name"],
         "seed": config["seed"],
         "steps": int(state.step),
         "accuracy": accuracy(state, test),
         **measure(state.params, config["where"]),
         "training_flops": float(state.flops),
-        "inference_flops": _inference_cost(state),
+        "inference_flops": inference,
     }
-
-
-def _inference_cost(state: State) -> float:
-    if _method_of(state) is None:
-        return 1.0
-    return float(flops.inference_cost(state.opt_state, dict(state.layer_flops)))

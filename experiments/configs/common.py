@@ -1,7 +1,10 @@
-"""What the configurations share: one base, one function a recipe, one table of methods' values."""
+"""What the configurations share: recipes, the values of methods, and what a comparison is."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
 _RAMP = {"sparsity": 0.9, "ramp": (0.0, 0.75), "every": 16, "distribution": "global"}
@@ -12,7 +15,7 @@ METHODS = {
     "dense": {},
     "magnitude_attention": {
         **_RAMP,
-        "exploit_at": 5 / 6,
+        "stop": 5 / 6,
         "strength": 1.0,
         "masked": "floor",
         "forward": True,
@@ -40,20 +43,44 @@ METHODS = {
     "sparse_evolution": _DROP_AND_GROW,
     "layer_attention": {
         "sparsity": 0.9,
-        "target_anneal": (0.0, 0.75),
+        "ramp": (0.0, 0.75),
         "learner_rate": 0.01,
         "alpha": 1.0,
         "gamma": 20.0,
         "attention_init": 0.99,
-        "site": "layer",
     },
     "soft_threshold": {"learner_rate": 0.1, "threshold_init": -8.0, "decay": 0.001},
     "movement": {**_RAMP, "learner_rate": 1.0},
 }
-"""The values of each method; ``ramp``, ``exploit_at``, ``stop`` and ``target_anneal`` are shares of
+"""The values of each method; ``ramp`` and ``stop`` are shares of
 the training, periods are in updates. Methods that end in masks of their own choice rank over the
 whole network, and those that start sparse share ERK densities, so that a comparison shows the
 method and not the budget of layers; layer attention learns its own."""
+
+
+def named(table: Mapping[str, Any], name: str) -> Any:
+    """What a table holds under the name that follows the colon of ``--config``.
+
+    Args:
+      table: what there is, by name.
+      name: what was asked for; empty where nothing followed a colon.
+
+    Returns:
+      The value.
+
+    Raises:
+      IllegalFlagValueError: if the table has no such name.
+
+    Examples:
+      >>> from experiments.configs import common
+      >>> common.named({"rigl": 1}, "rigl")
+      1
+    """
+    if name not in table:
+        names = ", ".join(table)
+        expected = f"end in a colon and one of {names}"
+        raise flags.IllegalFlagValueError(f"`--config` must {expected}, got {name!r}")
+    return table[name]
 
 
 def method(name: str, **values: Any) -> ConfigDict:
@@ -67,22 +94,129 @@ def method(name: str, **values: Any) -> ConfigDict:
       ``name`` and all values, locked.
 
     Raises:
-      ValueError: if there is no method of that name.
+      IllegalFlagValueError: if there is no method of that name.
       KeyError: if the method has no such value.
 
     Examples:
       >>> from experiments.configs import common
       >>> common.method("magnitude_attention", strength=0.0).strength
       0.0
-
-    References:
-      original.
     """
-    if name not in METHODS:
-        raise ValueError(f"`name` must be one of {', '.join(METHODS)}, got {name!r}")
-    config = ConfigDict({"name": name, **METHODS[name]}).lock()
+    config = ConfigDict({"name": name, **named(METHODS, name)}).lock()
     config.update(values)
     return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row of a comparison: a method, and what is different about it.
+
+    Attributes:
+      name: what tables call it.
+      method: a key of `METHODS`.
+      values: what differs from the method's values there.
+      like: an arm that learns how sparse it becomes; this one gets as many weights as that had on
+        average over its seeds.
+      flops_of: an arm whose training FLOPs this one may spend: it trains longer, or shorter.
+      layers_of: an arm whose number of weights in each layer, seed by seed, this one gets at random
+        places; for ``static``.
+    """
+
+    name: str
+    method: str
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    like: str = ""
+    flops_of: str = ""
+    layers_of: str = ""
+
+
+RANDOM = Arm("random", "static")
+"""Random masks of ERK densities that never change."""
+
+TARGET_AT_ONCE = Arm(
+    "layer_attention, target at once",
+    "layer_attention",
+    {"attention_init": 0.5, "ramp": None, "gamma": 5.0},
+)
+"""The form of the authors' code."""
+
+
+def plain(*methods: str) -> tuple[Arm, ...]:
+    """Arms of methods by their own names, with the values of `METHODS`.
+
+    Args:
+      *methods: the names.
+
+    Returns:
+      An arm each.
+
+    Examples:
+      >>> from experiments.configs import common
+      >>> [arm.name for arm in common.plain("dense", "rigl")]
+      ['dense', 'rigl']
+    """
+    return tuple(Arm(name, name) for name in methods)
+
+
+def as_dense(learns: str, *methods: str) -> tuple[Arm, ...]:
+    """Arms of methods that become as dense as an arm that learns how dense it becomes.
+
+    Args:
+      learns: name of that arm.
+      *methods: the names of the methods.
+
+    Returns:
+      An arm each.
+
+    Examples:
+      >>> from experiments.configs import common
+      >>> common.as_dense("layer_attention", "rigl")[0].name
+      'rigl, as dense'
+    """
+    return tuple(Arm(f"{name}, as dense", name, like=learns) for name in methods)
+
+
+def study(
+    name: str,
+    recipe: ConfigDict,
+    arms: Sequence[Arm],
+    *,
+    sparsities: Sequence[float] = (0.9,),
+    seeds: int = 5,
+    subjects: Sequence[str] = (),
+    moving: bool = False,
+) -> ConfigDict:
+    """The config of a comparison.
+
+    Args:
+      name: of its files.
+      recipe: what all arms share; its method and seed are replaced.
+      arms: what is compared, in the order of the runs: an arm comes after those it refers to.
+      sparsities: targets; ``dense`` runs once.
+      seeds: number of seeds, counted from 0.
+      subjects: names of the arms that are told from all others; none: every pair.
+      moving: whether one run more of each arm shows how its masks move, at the first sparsity.
+
+    Returns:
+      The config, locked.
+
+    Examples:
+      >>> from experiments.configs import common
+      >>> arms = common.Arm("dense", "dense"), common.Arm("random", "static")
+      >>> common.study("small", common.digits_mlp("dense"), arms).seeds
+      5
+    """
+    return ConfigDict(
+        {
+            "name": name,
+            "recipe": recipe,
+            "arms": tuple(arms),
+            "sparsities": tuple(sparsities),
+            "seeds": seeds,
+            "subjects": tuple(subjects),
+            "moving": moving,
+        }
+    ).lock()
 
 
 def _base(chosen: ConfigDict, **values: Any) -> ConfigDict:
@@ -126,9 +260,6 @@ def digits_mlp(name: str, **values: Any) -> ConfigDict:
       >>> from experiments.configs import common
       >>> common.digits_mlp("dense").model.name
       'mlp'
-
-    References:
-      original.
     """
     return _base(
         method(name, **values),
@@ -154,9 +285,6 @@ def glyphs_resnet(name: str, **values: Any) -> ConfigDict:
       >>> from experiments.configs import common
       >>> common.glyphs_resnet("straight_through", sparsity=0.95).method.sparsity
       0.95
-
-    References:
-      original.
     """
     return _base(
         method(name, **values),
