@@ -130,8 +130,8 @@ def sees_dense(opt_state: Any) -> jax.Array:
     """Whether the coming forward pass sees more than the masks keep, as where a method explores.
 
     What it computes is not the network one would ship: statistics of batch norm should then be left
-    as they are, and `active_params` is what to evaluate. The first forward pass is that of the params
-    as they are given: what is said of it is said of the network that the masks mean.
+    as they are, and `active_params` is what to evaluate. The first pass is that of params as they
+    are given: what is said of it is said of the network that the masks mean.
 
     Args:
       opt_state: an optimizer state that holds a pruning state.

@@ -443,7 +443,9 @@ def test_the_end_is_known_beforehand_where_something_tells(word: Any, expected: 
 )
 def test_the_end_is_what_is_kept_there(word: Any) -> None:
     found = among_all(word, drawn(7, normal), step=9).masks
-    for sites, number in keep.at_end(word, LAYERS).items():
+    end = keep.at_end(word, LAYERS)
+    assert end
+    for sites, number in end.items():
         assert sum(int(found[site].sum()) for site in sites) == number
 
 

@@ -153,9 +153,13 @@ class Budget:
         if not isinstance(ramp, Ramp):
             return _arrays(layers, self._traced(layers, ramp(step), 1.0))
         if is_traced(ramp.sparsity):
-            end, now = jnp.asarray(ramp.sparsity, jnp.float32), ramp(step)
-            way = jnp.where(end > 0, now / jnp.where(end > 0, end, 1.0), 1.0)
-            return _arrays(layers, self._traced(layers, now, way))
+            target, begin = jnp.asarray(ramp.sparsity, jnp.float32), jnp.float32(ramp.initial)
+            way = jnp.where(target > 0, begin / jnp.where(target > 0, target, 1.0), 1.0)
+            last = _arrays(layers, self._traced(layers, target, 1.0))
+            first = _arrays(layers, self._traced(layers, begin, way))
+            return {
+                sites: _between(first[sites], n, ramp.progress(step)) for sites, n in last.items()
+            }
         end = self._counts(layers, ramp.sparsity)
         last = _arrays(layers, end)
         if is_traced(ramp.initial):  # every site is as far on its way as the whole tree
