@@ -311,6 +311,23 @@ def test_counts_sums_and_maxima_are_those_of_numpy_beside_other_devices():
     counts_sums_and_maxima()
 
 
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_candidates_may_be_what_a_mask_prunes_and_scores_a_product(sampled, magnitude):
+    rng = np.random.default_rng(8)
+    x, factor = (np.round(rng.standard_normal((40, 50)) * 9).astype(np.float32) for _ in range(2))
+    mask = rng.random((40, 50)) < 0.6
+
+    @jax.jit
+    def kept(x, factor, mask):
+        return keep_largest([Ranked(x, magnitude, mask, pruned=True, factor=factor)], [300], [0])
+
+    right = oracle.keep_largest([x * factor], [300], [0], magnitude, [~mask])
+    np.testing.assert_array_equal(kept(x, factor, mask)[0][0], right[0])
+    written = as_array(Ranked(jnp.asarray(x), magnitude, jnp.asarray(mask), True, factor))
+    product = np.abs(x * factor) if magnitude else x * factor
+    np.testing.assert_array_equal(written, np.where(mask, np.nan, product))
+
+
 def test_errors_name_the_argument():
     x = jnp.ones(3)
     with pytest.raises(ValueError, match="`groups` must name one group for each of 1 leaves"):
