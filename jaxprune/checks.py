@@ -12,6 +12,7 @@ from jaxprune.starts import AtRandom
 from jaxprune.state import (
     PruneState,
     check_single,
+    is_state,
     seen_by,
     signals_of,
     states_of,
@@ -50,14 +51,14 @@ def rebase(params: Any, opt_state: Any) -> Any:
     weights, _ = weights_and_states(params, opt_state)
 
     def adopt(node: Any) -> Any:
-        if not isinstance(node, PruneState):
+        if not is_state(node):
             return node
         dense = _adopted(unboxed(node), weights)
         adopted = trees.map_with_path(lambda p, w: dense.get(p, w), node.prune_dense)
         return node._replace(prune_dense=adopted)
 
     opt_state = getattr(opt_state, "opt_state", opt_state)
-    return jax.tree.map(adopt, opt_state, is_leaf=lambda node: isinstance(node, PruneState))
+    return jax.tree.map(adopt, opt_state, is_leaf=is_state)
 
 
 def _adopted(state: PruneState, weights: Leaves) -> dict[str, jax.Array]:

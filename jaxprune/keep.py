@@ -6,7 +6,7 @@ stays whatever its score. `at_end` tells beforehand how many stay in the end.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -181,15 +181,22 @@ def known_axes(s: Signals) -> dict[str, tuple[int, ...]]:
     return {path: a for path, a in axes.items() if a is not None}
 
 
-@dataclasses.dataclass(frozen=True)
-class in_blocks:
+def in_blocks(keep: Keep, shape: Sequence[int] | None) -> Keep:
     """What another word keeps, decided about whole blocks by the mean of their scores.
 
     A budget then counts blocks, of which those at the far ends of a leaf may be ragged.
 
-    Attributes:
+    Args:
       keep: the other word.
-      shape: of a block; a shorter one than a leaf's means its last axes. None leaves all as it is.
+      shape: of a block; a shorter one than a leaf's means its last axes. None leaves the other word
+        as it is.
+
+    Returns:
+      The word.
+
+    Raises:
+      TypeError: if ``shape`` is not made of integers.
+      ValueError: if one of them is below 1; at a call if a leaf has fewer axes than ``shape``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -200,25 +207,25 @@ class in_blocks:
       >>> keep.in_blocks(keep.largest(2), (1, 2))(scores, s, {}).masks["a"].tolist()
       [[False, False, True], [True, True, False]]
     """
+    if shape is None:
+        return keep
+    return _InBlocks(keep, block_shape("", (0,) * len(shape), shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class _InBlocks:
+    """What `in_blocks` gives for blocks of a shape."""
 
     keep: Keep
-    shape: tuple[int, ...] | None
+    shape: tuple[int, ...]
 
     @property
     def budget(self) -> Any:
         """The budget of the other word, if it has one."""
         return getattr(self.keep, "budget", None)
 
-    def __post_init__(self) -> None:
-        """Checks the shape and brings it into one form."""
-        if self.shape is not None:
-            block_shape("", (0,) * len(self.shape), self.shape)
-            object.__setattr__(self, "shape", tuple(self.shape))
-
     def __call__(self, scores: Scores, s: Signals, kept: Leaves) -> Chosen:
         """The masks after a change."""
-        if self.shape is None:
-            return self.keep(scores, s, kept)
         extents = {p: block_shape(p, m.shape, self.shape) for p, m in s.mask.items()}
 
         def one_each(masks: Leaves) -> dict[str, jax.Array]:  # all entries of a block are alike
@@ -237,8 +244,6 @@ class in_blocks:
 
     def at_end(self, layers: Layers) -> dict[tuple[str, ...], int] | None:
         """What `at_end` gives; None where blocks are ragged."""
-        if self.shape is None:
-            return at_end(self.keep, layers)
         grids, sizes = {}, set()
         for path, shape in layers.whole.items():
             extents = block_shape(path, shape, self.shape)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.state import PruneState, states_of
+from jaxprune.state import PruneState, is_state, states_of
 from jaxprune.types import wrong
 
 
@@ -50,18 +50,14 @@ def next_stage(tx: optax.GradientTransformation, params: Any, old_state: Any) ->
     around = _slots(_around(getattr(old_state, "opt_state", old_state)), _around(fresh))
 
     def go_on(node: Any, slots: Any) -> Any:
-        return _continued(node, old[0]) if _is_state(node) else slots
+        return _continued(node, old[0]) if is_state(node) else slots
 
-    return jax.tree.map(go_on, fresh, around, is_leaf=_is_state)
-
-
-def _is_state(node: Any) -> bool:
-    return isinstance(node, PruneState)
+    return jax.tree.map(go_on, fresh, around, is_leaf=is_state)
 
 
 def _around(state: Any) -> Any:
     """What lies around the method: in a chain, the slots of an optimizer that comes before it."""
-    return jax.tree.map(lambda n: None if _is_state(n) else n, state, is_leaf=_is_state)
+    return jax.tree.map(lambda n: None if is_state(n) else n, state, is_leaf=is_state)
 
 
 def _continued(new: PruneState, old: PruneState) -> PruneState:

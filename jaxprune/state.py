@@ -47,6 +47,11 @@ class PruneState(NamedTuple):
     prune_spec: Spec
 
 
+def is_state(node: Any) -> bool:
+    """Whether a node of an optimizer state is that of a pruning transformation."""
+    return isinstance(node, PruneState)
+
+
 def dense_copy(leaf: jax.Array) -> jax.Array:
     """A copy of a parameter to move: float32 at least, in memory of its own."""
     wide = leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32
@@ -155,12 +160,7 @@ def states_of(opt_state: Any, argument: str = "opt_state") -> list[PruneState]:
       >>> len(state.states_of(tx.init({"kernel": jnp.ones((2, 2))})))
       1
     """
-    opt_state = getattr(opt_state, "opt_state", opt_state)
-
-    def is_state(node: Any) -> bool:
-        return isinstance(node, PruneState)
-
-    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
+    states = trees.nodes(getattr(opt_state, "opt_state", opt_state), is_state)
     if not states:
         hint = "restore checkpoints with a target tree, else states come back as plain dicts"
         if argument != "opt_state":
@@ -185,11 +185,7 @@ def weights_and_states(params: Any, opt_state: Any) -> tuple[dict[str, Any], lis
     Raises:
       ValueError: if ``opt_state`` holds no pruning state, or one of other params.
     """
-
-    def is_state(node: Any) -> bool:
-        return isinstance(node, PruneState)
-
-    if any(map(is_state, jax.tree.leaves(params, is_leaf=is_state))):
+    if trees.nodes(params, is_state):
         raise ValueError(wrong("params", "come first, then the state", "a state in their place"))
     weights, states = trees.by_path(params), states_of(opt_state)
     for state in states:
@@ -214,12 +210,8 @@ def check_single(states: list[PruneState]) -> None:
 
 def check_alone(states: list[PruneState], argument: str) -> None:
     """Raises a ValueError if one of some states holds another in its inner optimizer's."""
-
-    def is_state(node: Any) -> bool:
-        return isinstance(node, PruneState)
-
     for state in states:
-        if any(map(is_state, jax.tree.leaves(state.prune_inner, is_leaf=is_state))):
+        if trees.nodes(state.prune_inner, is_state):
             expected = "hold methods side by side"
             hint = "to go on by other rules there is `next_stage`"
             raise ValueError(wrong(argument, expected, "one inside another", hint))

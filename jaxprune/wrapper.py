@@ -18,7 +18,7 @@ from jaxprune.learning import in_turn, learned_step
 from jaxprune.refresh import changed, readable, refresh
 from jaxprune.spec import Parts, Spec
 from jaxprune.starts import first_masks, started
-from jaxprune.state import PRNG, PruneState, check_alone, dense_copy, signals_of
+from jaxprune.state import PRNG, PruneState, check_alone, dense_copy, is_state, signals_of
 from jaxprune.types import Leaves, Signals, wrong
 
 
@@ -175,7 +175,7 @@ class Wrapper:
         if params is None:
             hint = "call update(g, s, params)"
             raise ValueError(wrong("params", "be given to `update`", None, hint))
-        if not isinstance(state, PruneState):
+        if not is_state(state):
             hint = "restore checkpoints with a target tree, else states come back as plain dicts"
             raise TypeError(wrong("state", "be what `init` returned", type(state), hint))
         odd = self.spec.differs(state.prune_spec)
@@ -287,9 +287,5 @@ def _check_params(params: Any, leaves: Leaves) -> None:
 
 def _check_inner(inner: Any) -> None:
     """Refuses optimizers that no method fits around."""
-
-    def is_lookahead(node: Any) -> bool:
-        return isinstance(node, optax.LookaheadState)
-
-    if any(map(is_lookahead, jax.tree.leaves(inner, is_leaf=is_lookahead))):
+    if trees.nodes(inner, lambda node: isinstance(node, optax.LookaheadState)):
         raise ValueError(wrong("inner", "move one set of weights", "optax.lookahead", _LOOKAHEAD))

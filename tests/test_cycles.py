@@ -16,6 +16,7 @@ LAST_AGE = 2**31 - 1
 
 lengths = st.integers(0, 9)
 stages = st.lists(st.tuples(st.sampled_from("abc"), lengths), min_size=1, max_size=4)
+firsts = st.none() | st.tuples(st.sampled_from("ad"), lengths)
 
 
 def laid_out(course):
@@ -37,7 +38,7 @@ def assert_walked(course, step):
     ]
 
 
-@given(stages, st.none() | st.tuples(st.sampled_from("ad"), lengths), st.integers(1, 80), st.data())
+@given(stages, firsts, st.integers(1, 80), st.data())
 def test_a_phase_of_cycles_is_the_one_that_a_walk_finds(parts, first, stop, data):
     before, length = (first[1] if first else 0), sum(n for _, n in parts)
     if not length or stop < before + length:
@@ -53,11 +54,18 @@ def test_a_phase_of_cycles_is_the_one_that_a_walk_finds(parts, first, stop, data
         assert_walked(course, near)
 
 
-@given(stages, st.none() | st.tuples(st.sampled_from("ad"), lengths), st.integers(1, 4))
-def test_the_ends_of_phases_are_those_that_a_walk_finds(parts, first, number):
+def of_number(parts, first, number):
+    """So many cycles of some parts, after a first phase if there is one."""
     before, length = (first[1] if first else 0), sum(n for _, n in parts)
     stop = before + number * length if length else None
-    course = cycles(*parts, stop=stop, then="e", first=first)
+    return cycles(*parts, stop=stop, then="e", first=first)
+
+
+few = st.builds(of_number, stages, firsts, st.integers(1, 4))
+
+
+@given(few)
+def test_the_ends_of_phases_are_those_that_a_walk_finds(course):
     laid, ends = laid_out(course)
     for name in {name for name, _ in laid[:-1]}:
         expected = {end for (part, _), end in zip(laid, ends, strict=False) if part == name and end}
@@ -65,11 +73,8 @@ def test_the_ends_of_phases_are_those_that_a_walk_finds(parts, first, number):
         assert last_step(course.at_end_of(name)) == max(expected, default=0)
 
 
-@given(stages, st.none() | st.tuples(st.sampled_from("ad"), lengths), st.integers(1, 4))
-def test_the_first_steps_of_phases_are_those_that_a_walk_finds(parts, first, number):
-    before, length = (first[1] if first else 0), sum(n for _, n in parts)
-    stop = before + number * length if length else None
-    course = cycles(*parts, stop=stop, then="e", first=first)
+@given(few)
+def test_the_first_steps_of_phases_are_those_that_a_walk_finds(course):
     laid, ends = laid_out(course)
     begins = {}
     for (name, length), begin in zip(laid, [0, *ends], strict=True):

@@ -10,7 +10,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import hard, normal
+from samples import hard, normal, seeds
 
 from jaxprune import keep
 from jaxprune.distributions import Budget
@@ -19,7 +19,6 @@ from jaxprune.types import Chosen, Ranked, Signals
 from jaxprune.units import Channels, Entries, Group, Layers
 
 SHAPES = {"a/kernel": (8, 3), "b/kernel": (4, 6)}
-seeds = st.integers(0, 2**31)
 
 
 def drawn(seed: int, make: Any = hard, shapes: Any = None) -> dict[str, np.ndarray]:

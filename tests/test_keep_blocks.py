@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import lattice, normal
+from samples import lattice, normal, seeds
 from test_keep import (
     SHAPES,
     among_all,
@@ -16,7 +16,6 @@ from test_keep import (
     drawn,
     equal,
     of_sort,
-    seeds,
     signals,
 )
 
@@ -72,7 +71,7 @@ def spread_all(kept: Any, shape: Any, values: Any) -> Any:
 
 def test_a_budget_of_blocks_counts_blocks() -> None:
     values = drawn(5, normal)
-    word = keep.in_blocks(keep.largest(Budget(constant(0.5), "uniform")), [2, 3])
+    word: Any = keep.in_blocks(keep.largest(Budget(constant(0.5), "uniform")), [2, 3])
     found = among_all(word, values)
     assert word.shape == (2, 3)
     for path, mask in found.masks.items():
@@ -106,6 +105,7 @@ def test_without_a_shape_blocks_are_entries() -> None:
     values = drawn(6)
     plain, word = keep.largest(7), keep.in_blocks(keep.largest(7), None)
     equal(among_all(word, values).masks, among_all(plain, values).masks)
+    assert word == plain
 
 
 @pytest.mark.parametrize(

@@ -14,21 +14,11 @@ import oracle
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from samples import HARD, assert_equal, hard, normal
+from samples import HARD, assert_equal, densities, hard, normal, seeds, tree
 
 from jaxprune import masks
 from jaxprune.masks.ranking import largest
 from jaxprune.types import Ranked
-
-# Selection is compiled once for its shapes, which takes seconds: most tests share these leaves, or
-# one of 64 entries, or 16 blocks.
-SHAPES = ((3, 5), (0, 3), (64,))
-seeds = st.integers(0, 2**31)
-densities = st.integers(0, 100).map(lambda percent: percent / 100)
-
-
-def tree(seed, make=hard):
-    return {f"leaf{i}": make([seed, i], shape) for i, shape in enumerate(SHAPES)}
 
 
 @given(seeds, densities)

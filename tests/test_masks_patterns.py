@@ -7,12 +7,9 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import assert_equal, hard, lattice, normal
+from samples import assert_equal, densities, hard, lattice, normal, seeds
 
 from jaxprune import masks
-
-seeds = st.integers(0, 2**31)
-densities = st.integers(0, 100).map(lambda percent: percent / 100)
 
 
 @given(seeds, st.integers(1, 5), st.data())

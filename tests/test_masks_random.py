@@ -7,18 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from samples import hard
+from samples import densities, seeds, tree
 
 from jaxprune import masks
-
-SHAPES = ((3, 5), (0, 3), (64,))
-seeds = st.integers(0, 2**31)
-densities = st.integers(0, 100).map(lambda percent: percent / 100)
-
-
-def tree(seed, make=hard):
-    return {f"leaf{i}": make([seed, i], shape) for i, shape in enumerate(SHAPES)}
 
 
 @given(seeds, densities)

@@ -137,6 +137,16 @@ def test_a_plan_begins_at_the_start() -> None:
     assert "at the first update" not in str(given)
 
 
+def test_a_plan_tells_a_bound_from_a_number() -> None:
+    """As many stay as a budget says, or as given first masks keep; drawn ones may keep fewer."""
+    start = {"body": {"kernel": jnp.arange(32).reshape(4, 8) % 4 > 0}}
+    given = jaxprune.plan(gradual(start=start, sparsity=0.5), tiny.params())
+    drawn = jaxprune.plan(gradual(start=lambda signals: {}, sparsity=0.5), tiny.params())
+    assert (given.at_most, drawn.at_most) == (False, True)
+    assert "kept at the end: 16 of 32" in str(given)
+    assert "kept at the end: at most 36 of 72" in str(drawn)
+
+
 def test_a_summary_counts_what_is_kept_and_what_is_dead() -> None:
     masks = {
         "body": {"kernel": jnp.ones((4, 8), bool).at[:, :3].set(False)},
