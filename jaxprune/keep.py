@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import masks
+from jaxprune import masks, trees
 from jaxprune.distributions import Budget
 from jaxprune.masks.patterns import block_means, block_shape, check_groups, spread_blocks
 from jaxprune.masks.ranking import largest as ranked_largest
 from jaxprune.numbers import is_traced
 from jaxprune.schedules import Ramp
-from jaxprune.selection import any_nan, as_array, count_true
+from jaxprune.selection import any_nan, as_array, count_true, is_above
 from jaxprune.types import Chosen, Counts, Keep, Leaves, Ranked, Signals, wrong
 from jaxprune.units import Layers, units_of
 
@@ -61,7 +61,10 @@ class largest:
         given = self.budget(s) if callable(self.budget) else self.budget
         if not isinstance(given, Mapping):
             return {tuple(scores): given}
-        return {(site,) if isinstance(site, str) else site: n for site, n in given.items()}
+        counts = {(site,) if isinstance(site, str) else site: n for site, n in given.items()}
+        for site in (site for sites in counts for site in sites):
+            trees.known(site, scores, "budget", "return numbers of sites that are ranked")
+        return counts
 
     def at_end(self, layers: Layers) -> dict[tuple[str, ...], int] | None:
         """What `at_end` gives."""
@@ -122,7 +125,8 @@ class n_of_m:
         written = {site: as_array(score) for site, score in scores.items()}
         for site, m in kept.items():
             x = written[site]
-            written[site] = jnp.where(m, jnp.inf, jnp.minimum(x, jnp.finfo(x.dtype).max))
+            below = jnp.where(x == jnp.inf, jnp.finfo(x.dtype).max, x)  # min() would flush denormals
+            written[site] = jnp.where(m, jnp.inf, below)
         found = masks.n_of_m(written, self._number(s.step), self.m, self.axes(s))
         if not kept:  # what is no candidate has no place in its group, which may keep fewer then
             found = {
@@ -282,8 +286,7 @@ class above:
     def __call__(self, scores: Scores, s: Signals, kept: Leaves) -> Chosen:
         """The masks after a change."""
         del s
-        written = {site: as_array(score) for site, score in scores.items()}
-        found = {x: (w > self.threshold) | kept.get(x, False) for x, w in written.items()}
+        found = {x: is_above(w, self.threshold) | kept.get(x, False) for x, w in scores.items()}
         return Chosen(found, any_nan([*scores.values()]))
 
 

@@ -194,8 +194,8 @@ def output_axes(leaves: Leaves, given: OutputAxis = None) -> dict[str, tuple[int
         ``{pattern: axes}``, of which the first that matches holds.
 
     Returns:
-      ``{path: axes}``, ascending and in ``[0, ndim)``; none in a leaf of one dimension; None where
-      neither a name nor ``given`` tells.
+      ``{path: axes}``, ascending and in ``[0, ndim)``; None where neither a name nor ``given``
+      tells, as in a vector, which may be summed (``()``) or hold an output an entry (``0``).
 
     Raises:
       ValueError: if an axis is out of range or named twice, none is left for the inputs, or a
@@ -276,7 +276,7 @@ def _outputs(path: str, leaves: Leaves) -> tuple[int, ...] | None:
     leaf, (*parents, own) = leaves[path], _components(path)
     parent = parents[-1] if parents else ""
     if leaf.ndim < 2:
-        return ()
+        return None if leaf.ndim else ()
     if _kind(path, leaf, leaves) not in ("", "adapter") or _UNSAID(parent):
         return None
     if leaf.ndim == 2 or _is_convolution(own, parents, leaf.ndim):

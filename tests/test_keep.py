@@ -26,12 +26,6 @@ def drawn(seed: int, make: Any = hard, shapes: Any = None) -> dict[str, np.ndarr
     return {path: make([seed, i], shape) for i, (path, shape) in enumerate(shapes.items())}
 
 
-def normal_or_not_a_number(seed: Any, shape: Any) -> np.ndarray:
-    """As `hard`, without denormals, which arithmetic on a processor takes for zeros."""
-    x = hard(seed, shape)
-    return np.where(np.abs(x) < 1e-30, np.float32(0), x)
-
-
 def drawn_masks(seed: int, share: float, shapes: Any = None) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {path: rng.random(shape) < share for path, shape in (shapes or SHAPES).items()}
@@ -128,6 +122,11 @@ def test_a_function_says_which_sites_share_a_number() -> None:
     equal(found.masks, of_sort(values, [11], [0, 0]))
 
 
+def test_a_function_that_names_a_site_that_is_not_ranked_is_refused() -> None:
+    with pytest.raises(ValueError, match="`budget` must return .* got 'a/kernal': near .*a/kernel"):
+        among_all(keep.largest(lambda s: {"a/kernal": 3}), drawn(1, normal))
+
+
 @pytest.mark.parametrize("distribution", ["uniform", "global", "erk"])
 def test_a_budget_says_how_many_stay_and_its_floor_holds_unless_it_grows(distribution: Any) -> None:
     values = drawn(2, normal)
@@ -176,10 +175,7 @@ def test_groups_keep_their_highest_along_the_contraction(seed: int, groups: Any)
 @given(seeds)
 @settings(max_examples=15)
 def test_what_stays_is_the_first_of_its_group_even_before_infinity(seed: int) -> None:
-    values, full = (
-        drawn(seed, normal_or_not_a_number),
-        {path: np.ones(shape, bool) for path, shape in SHAPES.items()},
-    )
+    values, full = drawn(seed), {path: np.ones(shape, bool) for path, shape in SHAPES.items()}
     mask = {p: oracle.n_of_m(x, 1, 4, 0) for p, x in drawn(seed + 1, normal).items()}
     found = among_pruned(keep.n_of_m(2, 4), values, mask).masks
     for path, x in values.items():
@@ -274,7 +270,7 @@ def test_axes_are_known_or_all_that_are_not_are_named() -> None:
 @given(seeds, st.sampled_from([-1.0, 0.0, 1.0, math.inf]))
 @settings(max_examples=10)
 def test_what_scores_above_a_threshold_stays(seed: int, threshold: float) -> None:
-    values, mask = drawn(seed, normal_or_not_a_number), drawn_masks(seed, 0.5)
+    values, mask = drawn(seed), drawn_masks(seed, 0.5)
     with np.errstate(invalid="ignore"):
         high = {path: x > threshold for path, x in values.items()}
     found = among_all(keep.above(threshold), values)

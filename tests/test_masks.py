@@ -306,7 +306,7 @@ def test_largest_says_whether_a_candidate_is_nan(counts):
     with_nan, without = [[jnp.nan, 1.0], [2.0, 3.0]], [[0.0, 1.0], [2.0, jnp.nan]]
     for values, found in ((with_nan, True), (without, False)):
         scores = {"a": Ranked(jnp.array(values), mask=here), "b": Ranked(jnp.ones(3))}
-        for least in ({}, {"a": 1, "b": 1}):
+        for least in ({}, {"b": 1}, {"a": 1, "b": 1}):
             nan = jax.jit(lambda x, y: largest(x, counts, y).nan)(scores, least)
             assert bool(nan) is found
 
@@ -370,6 +370,7 @@ SCORES = {"a": {"kernel": jnp.ones((6, 4))}}
             ValueError,
             r"`axis` must be an axis of 'a/kernel', which has shape \(6, 4\), got \(0, 2\)",
         ),
+        (lambda: masks.topk(SCORES, 0.5, axis=(1, -1)), ValueError, "each axis of .* once"),
     ],
 )
 def test_what_wrong_input_gets(call, error, message):

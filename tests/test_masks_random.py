@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pytest
 from hypothesis import given, settings
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from samples import densities, seeds, tree
 
 from jaxprune import masks
+from jaxprune.trees import uniform_like
 
 
 @given(seeds, densities)
@@ -45,3 +49,18 @@ def test_random_is_fair():
     share = np.mean(kept, axis=0)
     assert share.shape == (64,)
     assert (np.abs(share - 0.25) < 0.1).all()
+
+
+@pytest.mark.several_devices
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_chance_is_drawn_where_leaves_lie(axis_type):
+    """A device needs memory for its own part, and finds the numbers of one device."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+    place = NamedSharding(mesh, P(None, "x"))
+    leaf = jax.device_put(jnp.zeros((128, 800)), place)
+    draw = jax.jit(lambda key, leaf: uniform_like(key, "a", leaf), out_shardings=place)
+    with jax.set_mesh(mesh):
+        compiled = draw.lower(jax.random.key(3), leaf).compile()
+        found = compiled(jax.random.key(3), leaf)
+    assert compiled.memory_analysis().temp_size_in_bytes <= 16 * leaf.size / 8 + 2**16
+    np.testing.assert_array_equal(found, uniform_like(jax.random.key(3), "a", np.zeros(leaf.shape)))

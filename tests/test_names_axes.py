@@ -60,8 +60,8 @@ OUTPUTS = {
     "attention_output/kernel": ((4, 6, 16), (2,)),
     "attn/qkv/kernel": ((16, 3, 4, 8), (1, 2, 3)),
     # nothing to say
-    "bias": ((3,), ()),
     "temperature": ((), ()),
+    "bias": ((3,), None),
     "query/bias": ((4, 8), None),
     "LayerNorm_0/scale": ((4, 8), None),
     "embed/embedding": ((9, 4), None),
@@ -194,7 +194,8 @@ def test_contractions_go_on_from_the_axis_beside_the_outputs() -> None:
     assert along((4, 16, 8), 0, 2) == (1,)
     assert along((2, 3)) == (0, 1)
     assert along((7,), 0) == ()
-    assert names.contraction_axes({"x": np.ones(7), "y": np.ones(())}) == {"x": (0,), "y": ()}
+    assert along((7,)) == (0,)
+    assert names.contraction_axes({"x": np.ones(7), "y": np.ones(())}) == {"x": None, "y": ()}
 
 
 @given(st.data())
@@ -224,7 +225,7 @@ def test_axes_given_by_pattern_leave_the_rule_to_the_others() -> None:
         "fused/kernel": (1, 2),
         "head/kernel": (0,),
         "head/weight": (0,),
-        "bias": (),
+        "bias": None,
     }
     assert names.output_axes({"head/weight": np.ones((3, 4)), "bias": np.ones(3)}, -1) == {
         "head/weight": (1,),

@@ -14,6 +14,7 @@ SHAPES = {"body": {"kernel": (1000, 800), "bias": (800,)}, "head": {"kernel": (8
 SMALLEST = 800 * 400
 BYTES = 2.1
 MORE = {
+    "prune_and_grow": 3.1,  # of jax 0.12; 2.1 before
     "sparse_evolution": 16.0,  # random numbers of every entry, and what draws them
     "snip": 7.0,  # with a `min_density` as here: two searches share the order of scores
 }

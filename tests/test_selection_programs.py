@@ -51,7 +51,7 @@ def test_temporaries_are_small(variant):
     assert memory is not None
     assert text is not None
     assert memory.output_size_in_bytes >= size
-    assert memory.temp_size_in_bytes <= 0.01 * size
+    assert memory.temp_size_in_bytes <= 0.01 * size + 2**16  # and what small arrays need
     assert largest_array(text, "sort") <= 2**15  # a sample
 
 

@@ -95,7 +95,7 @@ def test_axes_come_by_name_or_as_they_are_given() -> None:
         "fused/kernel": jnp.ones((16, 2, 5)),
         "bias": jnp.ones(5),
     }
-    units = Entries(output_axis={"fused": (1, -1)})
+    units = Entries(output_axis={"fused": (1, -1), "bias": ()})
     assert units.output_axes(leaves) == {
         "query/kernel": (1, 2),
         "fused/kernel": (1, 2),
@@ -110,6 +110,7 @@ def test_axes_come_by_name_or_as_they_are_given() -> None:
     assert Entries().output_axes(leaves)["fused/kernel"] is None
     assert Entries().contraction_axes(leaves)["fused/kernel"] is None
     assert Entries().inputs(leaves)["fused/kernel"] is None
+    assert Entries().output_axes(leaves)["bias"] is None  # each entry an output, or all summed
     two = Entries(output_axis=2)
     assert two.contraction_axes({"out/kernel": jnp.ones((4, 6, 16))}) == {"out/kernel": (0, 1)}
     assert two.inputs({"out/kernel": jnp.ones((4, 6, 16))}) == {"out/kernel": 24}
@@ -141,7 +142,8 @@ def test_axes_of_a_stack_are_those_of_its_slices_in_the_leaf(axis: int) -> None:
         ((2, 2, 3, 4), "conv/kernel", 0, (0,)),
         ((3, 2, 4), "query/kernel", None, (1, 2)),
         ((3, 2, 4), "moe/kernel", (0, 2), (0, 2)),
-        ((5,), "kernel", None, ()),  # one unit
+        ((5,), "vector", (), ()),  # one unit
+        ((5,), "vector", 0, (0,)),  # five
     ],
 )
 def test_a_unit_lives_while_it_has_a_kept_weight(

@@ -190,8 +190,8 @@ def largest(
         for s, n in counts.items()
         if s and s[0] not in sliced
     }
-    first = {site: least[site] for sites in whole for site in sites} if least else {}
-    first = {site: n for site, n in first.items() if not isinstance(n, int) or n}
+    first = {site: n for site, n in (least or {}).items() if not isinstance(n, int) or n}
+    first = {site: first[site] for sites in whole for site in sites if site in first}
     own = _found(ranked, {(site,): number for site, number in first.items()})
     for sites, number in whole.items():
         taken = [own.masks[site] for site in sites if site in own.masks]
@@ -233,6 +233,8 @@ def _along(leaves: Leaves, density: Density, axis: int | tuple[int, ...]) -> Lea
             raise ValueError(
                 wrong("axis", f"be an axis of '{path}', which has shape {x.shape}", axis)
             )
+        if len({a % x.ndim for a in axes}) < len(axes):
+            raise ValueError(wrong("axis", f"name each axis of '{path}' once", axis))
     sizes = {p: math.prod(x.shape[a] for a in axes) for p, x in leaves.items()}
     counts = counts_of(sizes, density)
     return {path: _first_along(x, counts[path], axes) for path, x in leaves.items()}

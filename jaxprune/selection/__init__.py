@@ -18,7 +18,7 @@ from jaxprune.selection.counting import largest_of as largest_of
 from jaxprune.selection.counting import sum_of as sum_of
 from jaxprune.selection.counting import sum_to as sum_to
 from jaxprune.selection.keys import as_array as as_array
-from jaxprune.selection.keys import order_of
+from jaxprune.selection.keys import codes_of, order_of
 from jaxprune.selection.search import Search
 from jaxprune.types import Count, Ranked, wrong
 
@@ -75,6 +75,13 @@ def any_nan(scores: Sequence[Ranked]) -> jax.Array:
         nan = jnp.isnan(leaf.scores)
         found |= count_true(nan if leaf.mask is None else nan & leaf.candidates) > 0
     return found
+
+
+def is_above(score: Ranked, threshold: float) -> jax.Array:
+    """Which scores lie above a threshold, in the order of the ranking: denormals above 0."""
+    limit = Ranked(jnp.asarray(threshold, score.values.dtype))
+    order = order_of([score])
+    return codes_of(score, order) > codes_of(limit, order)
 
 
 def _check(leaves: Sequence[Ranked], counts: Sequence[Count], groups: Sequence[int]) -> None:

@@ -171,7 +171,7 @@ class Search(NamedTuple):
     def tried(self, s: Bracket, first: jax.Array) -> jax.Array:
         """The thresholds of a pass, `[T, G]`."""
         at_low, at_high = self.of_groups(s.above_low), self.of_groups(s.above_high)
-        in_parts = (at_low - at_high <= _FEW) | (s.passes % 3 == 2)
+        in_parts = (at_low - at_high <= _FEW) | (s.passes % 4 == 3)
         late = jnp.where(in_parts[None], self.equal_parts(s), self.aimed(s, at_low, at_high))
         one = s.high.dtype.type(1)
         tried = jnp.where(s.passes == 0, first, late)
