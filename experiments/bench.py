@@ -9,6 +9,8 @@ Memory and collectives are read off compiled programs, those of sharded paramete
 process with 8 virtual devices; compile times are CPU seconds.
 """
 
+import json
+import math
 import os
 import re
 import subprocess
@@ -277,22 +279,17 @@ def compile_rows() -> list[Row]:
     return rows
 
 
-def memory_rows(params: Any) -> list[Row]:
-    """Temporaries of a whole step with its refresh."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    rows = []
-    for method, wrap in {**METHODS, **OTHERS}.items():
-        compiled, _ = program(wrap(OPTIMIZERS["sgd-momentum"]), params)
-        memory = compiled.memory_analysis().temp_size_in_bytes / size
-        what = f"temporaries of a step with refresh, {method}, bytes a parameter"
-        rows.append((what, f"{memory:.2f}", "<= 2.0"))
-    return rows
+def temporaries(compiled: Any, params: Any) -> float:
+    """Bytes of temporary memory a parameter, of those on one device."""
+    shards = [x.sharding.shard_shape(x.shape) if x.sharding else x.shape for x in params.values()]
+    return compiled.memory_analysis().temp_size_in_bytes / sum(map(math.prod, shards))
 
 
 # ----------------------------------------------------------------------------------------- sharding
 
 
 LEAVES = 3
+WHERE = "bytes a parameter on one device, on 8 on an Auto mesh, on an Explicit one"
 
 
 def sharded_params(axis: jax.sharding.AxisType) -> tuple[jax.sharding.Mesh, Any]:
@@ -317,25 +314,14 @@ def sharded_step(axis: jax.sharding.AxisType, wrap: Callable[[Any], Any]) -> tup
             shardings,
         )
         compiled = step_of(tx).lower(params, state, params).compile()
-    size = sum(leaf.size for leaf in params.values()) / 8
-    return compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes / size
+    return compiled.as_text(), temporaries(compiled, params)
 
 
-def print_sharded() -> None:
-    """Rows of sharded steps, one a line, for the process that asked for them."""
-    for axis in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
-        text, _ = sharded_step(axis, METHODS["magnitude attention"])
-        moves = re.findall(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce)", text)
-        sizes = [_elements(shape) for shape, _ in moves]
-        large, small = (sum((size >= 640) == big for size in sizes) for big in (True, False))
-        what = f"sharded step with refresh, {axis.name} mesh"
-        print(f"{what}, collectives of the size of parameters\t{large}\t0")
-        print(f"{what}, small ones in a program of {LEAVES} leaves\t{small}\t")
-        for method, wrap in {**METHODS, **OTHERS}.items():
-            memory = sharded_step(axis, wrap)[1]
-            print(
-                f"temporaries, {axis.name} mesh, {method}, bytes a parameter\t{memory:.2f}\t<= 2.0"
-            )
+def collectives(text: str) -> tuple[int, int]:
+    """How many collectives of a program move a parameter's size, and how many less."""
+    moves = re.findall(r"= (.*?) (?:all-gather|all-to-all|collective-permute|all-reduce)", text)
+    large = sum(_elements(shapes) >= 640 for shapes in moves)
+    return large, len(moves) - large
 
 
 def _elements(shapes: str) -> int:
@@ -343,20 +329,42 @@ def _elements(shapes: str) -> int:
     return sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in found)
 
 
-def sharded_rows() -> list[Row]:
-    """What `print_sharded` prints, from a process with 8 virtual devices."""
+def sharded() -> dict[str, Any]:
+    """Collectives, and the temporaries of each method, by kind of mesh: for 8 devices."""
+    found: dict[str, Any] = {}
+    for axis in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        steps = {name: sharded_step(axis, wrap) for name, wrap in {**METHODS, **OTHERS}.items()}
+        found[axis.name] = {
+            "collectives": collectives(steps["magnitude attention"][0]),
+            "temporaries": {name: memory for name, (_, memory) in steps.items()},
+        }
+    return found
+
+
+def program_rows() -> list[Row]:
+    """Memory of a whole step with its refresh, and collectives of one that is sharded."""
     flags = "--xla_force_host_platform_device_count=8"
     command = [sys.executable, "-m", "experiments.bench", "sharded"]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    rows = [line.split("\t") for line in printed.stdout.splitlines()]
-    return [(what, measured, reach) for what, measured, reach in rows]
+    meshes = json.loads(printed.stdout)
+    params, rows = resnet50_leaves(), []
+    for method, wrap in {**METHODS, **OTHERS}.items():
+        compiled, _ = program(wrap(OPTIMIZERS["sgd-momentum"]), params)
+        memory = [mesh["temporaries"][method] for mesh in meshes.values()]
+        measured = ", ".join(f"{bytes_:.2f}" for bytes_ in (temporaries(compiled, params), *memory))
+        rows.append((f"temporaries of a step with refresh, {method}: {WHERE}", measured, "<= 2.0"))
+    for name, mesh in meshes.items():
+        large, small = mesh["collectives"]
+        what = f"sharded step with refresh, {LEAVES} leaves, {name} mesh: collectives"
+        rows.append((f"{what} as large as parameters, smaller", f"{large}, {small}", "0, any"))
+    return rows
 
 
 def main() -> None:
     """Prints the table."""
     if sys.argv[1:] == ["sharded"]:
-        print_sharded()
+        print(json.dumps(sharded()))
         return
     sections = (
         selection_rows,
@@ -364,8 +372,7 @@ def main() -> None:
         mlp_rows,
         resnet_rows,
         compile_rows,
-        lambda: memory_rows(resnet50_leaves()),
-        sharded_rows,
+        program_rows,
     )
     rows = [each for section in tqdm(sections, unit="section") for each in section()]
     print(f"jax {jax.__version__}, {jax.devices()[0].platform}, {os.cpu_count()} cores")

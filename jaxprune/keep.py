@@ -125,7 +125,9 @@ class n_of_m:
         written = {site: as_array(score) for site, score in scores.items()}
         for site, m in kept.items():
             x = written[site]
-            below = jnp.where(x == jnp.inf, jnp.finfo(x.dtype).max, x)  # min() would flush denormals
+            below = jnp.where(
+                x == jnp.inf, jnp.finfo(x.dtype).max, x
+            )  # a minimum flushes denormals
             written[site] = jnp.where(m, jnp.inf, below)
         found = masks.n_of_m(written, self._number(s.step), self.m, self.axes(s))
         if not kept:  # what is no candidate has no place in its group, which may keep fewer then

@@ -119,6 +119,8 @@ def _run_child(first: pytest.Item) -> "_Child":
         reports = Path(folder, "reports.jsonl")
         reports.touch()
         environment |= {"JAXPRUNE_TEST_DEVICES": "8", "JAXPRUNE_TEST_REPORTS": str(reports)}
+        flags = os.environ.get("XLA_FLAGS", "")  # with one device programs are optimized, here not
+        environment["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
         command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *names]
         try:
             done = subprocess.run(

@@ -46,7 +46,8 @@ def train(method: str, kind: str, kernel: Any, batch: Any) -> dict[str, np.ndarr
         }
         inputs = placed(rng.normal(size=(32, 16)).astype(np.float32), batch)
         tx = METHODS[method](optax.adam(0.01))
-        state = jax.jit(tx.init, out_shardings=jaxprune.state_shardings(tx, params))(params)
+        shardings, options = jaxprune.state_shardings(tx, params), tiny.quick()
+        state = jax.jit(tx.init, out_shardings=shardings, compiler_options=options)(params)
 
         def loss(params: Any, hidden: jax.Array) -> jax.Array:
             for layer in params.values():
@@ -56,7 +57,7 @@ def train(method: str, kind: str, kernel: Any, batch: Any) -> dict[str, np.ndarr
                 )
             return jnp.mean((hidden - 0.5) ** 2)
 
-        @functools.partial(jax.jit, compiler_options=tiny.quick())
+        @functools.partial(jax.jit, compiler_options=options)
         def step(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, Any]:
             updates, state = tx.update(jax.grad(loss)(params, inputs), state, params)
             return optax.apply_updates(params, updates), state

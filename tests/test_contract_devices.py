@@ -89,10 +89,9 @@ def on_mesh(kind: Any) -> Iterator[Any]:
 def trained_on(row: Row, optimizer: str, kind: Any = None) -> dict[str, np.ndarray]:
     """The masks and params after training on four devices, or on one."""
     tx, params = row(theirs(CORE[optimizer]())), tiny.params()
-    options = {} if optimizer == "adamw" else tiny.quick()
     with on_mesh(kind) as mesh:
         if mesh is None:
-            state = tx.init(params)
+            state = jax.jit(tx.init, compiler_options=tiny.quick())(params)
         else:
             shardings = jax.tree.map(functools.partial(NamedSharding, mesh), layout_on(kind))
             params = jax.device_put(params, shardings)
@@ -101,7 +100,7 @@ def trained_on(row: Row, optimizer: str, kind: Any = None) -> dict[str, np.ndarr
             state = init(params)
             masks = tiny.layout(jaxprune.get_masks(state))
             assert masks["head"]["kernel"][-1] == ("x", None)
-        before, step = tiny.layout((params, state)), Loop(tx, compiler_options=options)
+        before, step = tiny.layout((params, state)), Loop(tx, compiler_options=tiny.quick())
         for n in range(1, STEPS + 1):
             params, state = step(params, state)
             row.check(params, state, n)

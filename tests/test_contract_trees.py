@@ -1,5 +1,6 @@
 """The battery that every method passes: loops of the libraries with only the optimizer changed."""
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -28,7 +29,7 @@ def test_linen_train_state(row: Row) -> None:
     tx = ours(row(theirs(adamw()), sparsity=0.9))
     state = train_state.TrainState.create(apply_fn=network.apply, params=params, tx=tx)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.quick())
     def step(state: Any) -> Any:
         def loss(params: Any) -> Any:
             return jnp.mean((state.apply_fn({"params": params}, x) - 1.0) ** 2)

@@ -123,7 +123,9 @@ def test_a_function_says_which_sites_share_a_number() -> None:
 
 
 def test_a_function_that_names_a_site_that_is_not_ranked_is_refused() -> None:
-    with pytest.raises(ValueError, match="`budget` must return .* got 'a/kernal': near .*a/kernel"):
+    with pytest.raises(
+        ValueError, match=r"`budget` must return .* got 'a/kernal': near .*a/kernel"
+    ):
         among_all(keep.largest(lambda s: {"a/kernal": 3}), drawn(1, normal))
 
 

@@ -224,9 +224,13 @@ def test_attention_is_even_scale_free_and_between_the_floor_and_1(
 
 
 def attention(w: np.ndarray, at_refresh: np.ndarray, floor: float) -> np.ndarray:
-    top = magnitude_attention.largest_magnitude(jnp.asarray(at_refresh, jnp.float32))
-    share = magnitude_attention.share_of_maximum(jnp.asarray(w, jnp.float32), top)
-    return np.asarray(jnp.float32(floor) + (1 - jnp.float32(floor)) * share)
+    return np.asarray(_attention(*(np.asarray(x, np.float32) for x in (w, at_refresh, floor))))
+
+
+@jax.jit
+def _attention(w: jax.Array, at_refresh: jax.Array, floor: jax.Array) -> jax.Array:
+    top = magnitude_attention.largest_magnitude(at_refresh)
+    return floor + (1 - floor) * magnitude_attention.share_of_maximum(w, top)
 
 
 @pytest.mark.parametrize(
