@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A sixth of the time; tests that are about optimized programs say so (`tiny.OPTIMIZED`).
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 
 import hypothesis
 import jax
@@ -119,8 +121,6 @@ def _run_child(first: pytest.Item) -> "_Child":
         reports = Path(folder, "reports.jsonl")
         reports.touch()
         environment |= {"JAXPRUNE_TEST_DEVICES": "8", "JAXPRUNE_TEST_REPORTS": str(reports)}
-        flags = os.environ.get("XLA_FLAGS", "")  # with one device programs are optimized, here not
-        environment["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
         command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *names]
         try:
             done = subprocess.run(

@@ -17,6 +17,7 @@ def printed(processes: int, kind: str) -> list[list[str]]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     devices = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    flags = f"{os.environ['XLA_FLAGS']} {devices}"
     with contextlib.ExitStack() as stack:
         running = []
         for rank in range(processes):
@@ -26,7 +27,7 @@ def printed(processes: int, kind: str) -> list[list[str]]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices},
+                env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
             )
             stack.enter_context(process)
             stack.callback(process.kill)

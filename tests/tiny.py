@@ -116,6 +116,10 @@ def quick() -> dict[str, Any]:
     return options
 
 
+OPTIMIZED = {"xla_backend_optimization_level": 3}
+"""Options of jit for programs as users have them: `conftest` sets another level for the others."""
+
+
 def updater(tx: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
     """A compiled ``(grads, state, params) -> (params, state)`` for trees of any shape."""
 
