@@ -1,0 +1,144 @@
+"""Programs within programs: calls, custom derivatives, loops and branches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxprune.network.values import (
+    NUMBER,
+    SINGULAR,
+    Axis,
+    Value,
+    fixed_axis,
+)
+from jaxprune.network.walk import Equation, Walk, rule
+
+_ROUNDS = 16
+"""Rounds in which what is known of a loop's carry settles; each loses some of what was known."""
+
+
+@rule(
+    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_lin"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    programs = (equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
+    program = next(found for found in programs if found is not None)
+    return walk.through(program, inputs, equation.site, equation.times)
+
+
+def _met(walk: Walk, a: Value, b: Value, equation: Equation) -> Value:
+    """What is true of both of two values: a carry before and after a round, two branches."""
+    made = a.made if a.made == b.made else None
+    axes = []
+    for k, (x, y) in enumerate(zip(a.axes, b.axes, strict=True)):
+        walk.tie(x, y, equation)
+        states = np.where(a.masked(k) == b.masked(k), a.masked(k), NUMBER)
+        states = np.where(np.maximum(a.masked(k), b.masked(k)) == SINGULAR, SINGULAR, states)
+        axes.append(Axis(x.ids, states, x.of if made is not None and x.of == y.of else ()))
+    return Value(
+        tuple(axes),
+        made,
+        a.null and b.null,
+        a.number if a.number == b.number else None,
+        a.origin if a.origin == b.origin else None,
+    )
+
+
+def _settled(a: Value, b: Value) -> bool:
+    """Whether as much is known of one value as of the other."""
+    return a[1:5] == b[1:5] and all(
+        x.of == y.of and np.array_equal(x.masked, y.masked)
+        for x, y in zip(a.axes, b.axes, strict=True)
+    )
+
+
+def _loop(
+    walk: Walk,
+    run: Callable[[list[Value]], list[Value]],
+    carry: list[Value],
+    equation: Equation,
+) -> list[Value]:
+    """The carry of any round: what is tied stays tied, what is noted is that of the last round."""
+    before = walk.notes
+    carry = [value._replace(hot=(), counts=()) for value in carry]
+    for _ in range(_ROUNDS):
+        walk.notes = before.copied()
+        met = [_met(walk, a, b, equation) for a, b in zip(carry, run(carry), strict=True)]
+        if all(map(_settled, carry, met)):
+            return met
+        after, walk.notes = walk.notes, before
+        walk.ended(*(a for a, b in zip(carry, met, strict=True) if b.origin is None))
+        walk.notes, carry = after, met
+    raise RuntimeError(f"what is known of a loop does not settle: {equation.why()}")
+
+
+def scan_parts(equation: Any) -> tuple[int, int]:
+    """How many constants and carries a scan has, by ranks: its parameters have been renamed."""
+    body = equation.params["jaxpr"].jaxpr
+    outs = zip(equation.outvars, body.outvars, strict=True)
+    ins = zip(equation.invars, body.invars, strict=True)
+    carried = sum(len(o.aval.shape) == len(b.aval.shape) for o, b in outs)
+    scanned = sum(len(i.aval.shape) == len(b.aval.shape) + 1 for i, b in ins)
+    return len(equation.invars) - carried - scanned, carried
+
+
+@rule("scan")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    constants, carried = scan_parts(equation.of)
+    fixed, carry = inputs[:constants], inputs[constants : constants + carried]
+    slices = []
+    for value in inputs[constants + carried :]:
+        first, *rest = value.axes
+        walk.pin(first, equation)
+        for path, axis in first.of:
+            walk.notes.uses.setdefault(path, set()).add(f"stacked along {axis}")
+        slices.append(value._replace(axes=tuple(rest), hot=(), counts=()))
+    length, collected = equation.params["length"], []
+    times = equation.times * length
+
+    def run(carry: list[Value]) -> list[Value]:
+        site = (*equation.site, "body")
+        outs = walk.through(equation.params["jaxpr"], [*fixed, *carry, *slices], site, times)
+        collected[:] = outs[carried:]
+        return outs[:carried]
+
+    after = _loop(walk, run, carry, equation)
+    stacked = [v._replace(axes=(fixed_axis(length), *v.axes), hot=(), counts=()) for v in collected]
+    return [*after, *stacked]
+
+
+@rule("while")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    params = equation.params
+    tests, bodies = params["cond_nconsts"], params["body_nconsts"]
+    of_test, of_body = inputs[:tests], inputs[tests : tests + bodies]
+
+    def run(carry: list[Value]) -> list[Value]:
+        site = (*equation.site, "body")
+        return walk.through(params["body_jaxpr"], [*of_body, *carry], site, equation.times)
+
+    carry = _loop(walk, run, inputs[tests + bodies :], equation)
+    site = (*equation.site, "test")
+    walk.through(params["cond_jaxpr"], [*of_test, *carry], site, equation.times)
+    return carry
+
+
+@rule("cond")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    sites = [(*equation.site, f"branch {k}") for k in range(len(equation.params["branches"]))]
+    outs = [
+        walk.through(branch, inputs[1:], site, equation.times)
+        for branch, site in zip(equation.params["branches"], sites, strict=True)
+    ]
+    products, depth = walk.notes.products, len(equation.site) + 1
+    costs = [sum(p.flops for at, p in products.items() if at[:depth] == s) for s in sites]
+    dearest = sites[int(np.argmax(costs))]
+    for at, product in products.items():  # the one that costs most is what is counted
+        if at[:depth] in sites and at[:depth] != dearest:
+            products[at] = product._replace(flops=0.0)
+    met = outs[0]
+    for other in outs[1:]:
+        met = [_met(walk, a, b, equation) for a, b in zip(met, other, strict=True)]
+    return met

@@ -1,0 +1,62 @@
+"""Sums and other reductions, windows, running sums."""
+
+import numpy as np
+
+from jaxprune.network.shapes import moved
+from jaxprune.network.values import NUMBER, ZERO, Value, fixed_axis
+from jaxprune.network.walk import Equation, Walk, rule
+
+
+@rule(
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"
+)
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    (value,), gone = inputs, equation.params["axes"]
+    sums = equation.name in ("reduce_sum", "reduce_or", "reduce_xor")
+    for k in gone:
+        axis = value.axes[k]
+        masked = value.masked(k) if sums else np.full(axis.size, NUMBER)
+        walk.summed(axis, masked, equation, f"{equation.name} along axis {k}")
+    walk.used(value, "reduced")
+    left = tuple(axis for k, axis in enumerate(value.axes) if k not in gone)
+    origin = value.origin and value.origin._replace(statistic=True)
+    return [Value(left, value.made, value.null and sums, origin=origin)]
+
+
+@rule("argmax", "argmin")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    (value,), gone = inputs, equation.params["axes"]
+    for k in gone:
+        walk.pin(value.axes[k], equation)
+    walk.used(value, "other")
+    walk.ended(value)
+    left = [axis for k, axis in enumerate(value.axes) if k not in gone]
+    return [Value(tuple(axis._replace(of=()) for axis in left))]
+
+
+@rule("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    value, windows = inputs[0], equation.params["window_dimensions"]
+    padding = equation.params.get("padding", ())  # where a window is all padding there is no 0
+    inside = all(
+        max(pair) < window for pair, window in zip(padding, windows, strict=False) if any(pair)
+    )
+    keeps = equation.name == "reduce_window_sum" or (equation.name != "reduce_window" and inside)
+    axes = []
+    for axis, window, size in zip(value.axes, windows, equation.shape, strict=True):
+        if window == 1 and axis.size == size:
+            states = axis.masked if keeps else np.full(size, NUMBER)
+            axes.append(axis._replace(masked=states))
+        else:
+            walk.pin(axis, equation)
+            axes.append(fixed_axis(size, axis.of))
+    return [Value(tuple(axes), value.made, origin=value.origin)]
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    value = inputs[0]
+    walk.pin(value.axes[equation.params["axis"]], equation)
+    stays = ZERO if equation.name in ("cumsum", "cumprod", "cummax", "cummin") else NUMBER
+    axes = [a._replace(masked=np.where(a.masked == ZERO, stays, a.masked)) for a in value.axes]
+    return [moved(value, axes)._replace(number=None, null=value.null and stays == ZERO)]

@@ -1,0 +1,216 @@
+"""Parts of arrays: slices, concatenations, padding, lookups, sorting."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxprune.network.ids import FIXED
+from jaxprune.network.shapes import moved
+from jaxprune.network.values import (
+    NUMBER,
+    SINGULAR,
+    ZERO,
+    Axis,
+    Value,
+    fixed_axis,
+    fixed_value,
+    leaves_of,
+    made_of,
+)
+from jaxprune.network.walk import Equation, Walk, rule
+
+
+def _part(walk: Walk, axis: Axis, index: slice, equation: Equation) -> Axis:
+    """Some indices of an axis; one alone is pinned: it is meant, whatever else is cut."""
+    part = axis.taken(index)
+    return walk.pin(part, equation) if part.size == 1 < axis.size else part
+
+
+@rule("slice")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    (value,), params = inputs, equation.params
+    steps = params["strides"] or (1,) * len(value.axes)
+    index = map(slice, params["start_indices"], params["limit_indices"], steps)
+    axes = [_part(walk, a, i, equation) for a, i in zip(value.axes, index, strict=True)]
+    whole = {k: k for k, axis in enumerate(axes) if axis.size == value.axes[k].size}
+    return [moved(value, axes, whole)]
+
+
+@rule("split")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    (value,), along = inputs, equation.params["axis"]
+    ends = np.cumsum(equation.params["sizes"]).tolist()
+    found = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        axes = [*value.axes]
+        axes[along] = _part(walk, axes[along], slice(begin, end), equation)
+        found.append(moved(value, axes))
+    return found
+
+
+def _side_by_side(walk: Walk, values: Sequence[Value], k: int, equation: Equation) -> Axis:
+    """An axis that several values have, which do not meet entry by entry."""
+    first = min(values, key=lambda v: (v.made is not None, not v.made)).axes[k]
+    for value in values:
+        walk.tie(first, value.axes[k], equation)
+    states = np.stack([value.masked(k) for value in values])
+    zero, singular = (states == ZERO).all(axis=0), (states == SINGULAR).any(axis=0)
+    masked = np.where(singular, SINGULAR, np.where(zero, ZERO, NUMBER))
+    return Axis(first.ids, masked, leaves_of([value.axes[k] for value in values]))
+
+
+def _together(walk: Walk, values: list[Value], axes: list[Axis], one_origin: bool) -> Value:
+    """What several values make that are put beside each other."""
+    made = made_of(values)
+    if made is None:
+        axes = [axis._replace(of=()) for axis in axes]
+        for value in values:
+            walk.used(value, "placed")
+    origins = {value.origin for value in values if value.origin is not None}
+    products = {origin.product for origin in origins}
+    whole = all(value.origin is not None or value.made is not None for value in values)
+    origin = next(iter(origins)) if one_origin and len(products) == 1 and whole else None
+    if origin is None:
+        walk.ended(*values)
+    return Value(tuple(axes), made, all(value.null for value in values), origin=origin)
+
+
+@rule("concatenate")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    along, axes = equation.params["dimension"], []
+    for k in range(len(inputs[0].axes)):
+        if k != along:
+            axes.append(_side_by_side(walk, inputs, k, equation))
+            continue
+        ids = np.concatenate([value.axes[k].ids for value in inputs])
+        masked = np.concatenate([value.masked(k) for value in inputs])
+        axes.append(Axis(ids, masked, leaves_of([value.axes[k] for value in inputs])))
+    return [_together(walk, inputs, axes, one_origin=True)]
+
+
+@rule("stack")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    axes = [_side_by_side(walk, inputs, k, equation) for k in range(len(inputs[0].axes))]
+    axes.insert(equation.params["axis"], fixed_axis(len(inputs)))
+    return [_together(walk, inputs, axes, one_origin=False)]
+
+
+@rule("unstack")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    (value,), along = inputs, equation.params["axis"]
+    walk.pin(value.axes[along], equation)
+    axes = [axis for k, axis in enumerate(value.axes) if k != along]
+    return [moved(value, axes)] * len(equation.of.outvars)
+
+
+@rule("pad")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    value, fill = inputs
+    outside, axes = ZERO if fill.null else NUMBER, []
+    for axis, (low, high, between) in zip(
+        value.axes, equation.params["padding_config"], strict=True
+    ):
+        if between:
+            walk.pin(axis, equation)
+        size = axis.size + max(axis.size - 1, 0) * between
+        ids, masked = np.full(size, FIXED), np.full(size, outside)
+        ids[:: between + 1], masked[:: between + 1] = axis.ids, axis.masked
+        inside = slice(max(-low, 0), size - max(-high, 0))
+        before, after = max(low, 0), max(high, 0)
+        new = [walk.ids.fresh(before), ids[inside], walk.ids.fresh(after)]
+        states = [np.full(before, outside), masked[inside], np.full(after, outside)]
+        axes.append(Axis(np.concatenate(new), np.concatenate(states), axis.of))
+    return [moved(value, axes)._replace(number=None, null=value.null and fill.null)]
+
+
+@rule("gather")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    value, index = inputs
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    shape = equation.shape
+    axes = [*map(fixed_axis, shape)]
+    places = [k for k in range(len(shape)) if k not in numbers.offset_dims]
+    for place, axis in zip(places, index.axes[:-1], strict=True):
+        axes[place] = walk.pin(axis, equation)._replace(of=())
+    walk.pin(index.axes[-1], equation)
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    for k in gone:
+        walk.pin(value.axes[k], equation)
+    left = [k for k in range(len(value.axes)) if k not in gone]
+    for place, k in zip(numbers.offset_dims, left, strict=True):
+        whole = sizes[k] == value.axes[k].size
+        of = value.axes[k].of
+        axes[place] = value.axes[k] if whole else fixed_axis(shape[place], of)
+        if not whole:
+            walk.pin(value.axes[k], equation)
+    if np.prod(index.shape[:-1]) == 1:  # one slice of a stack
+        return [value._replace(axes=tuple(axes), number=None, hot=(), counts=())]
+    walk.used(value, "looked up")
+    walk.ended(value)
+    made = frozenset[str]() if value.made == index.made == frozenset() else None
+    return [Value(tuple(axis._replace(of=()) for axis in axes), made)]
+
+
+@rule("dynamic_slice")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    value, axes = inputs[0], []
+    for axis, size in zip(value.axes, equation.params["slice_sizes"], strict=True):
+        whole = axis.size == size
+        axes.append(axis if whole else fixed_axis(size, walk.pin(axis, equation).of))
+    return [value._replace(axes=tuple(axes), number=None, hot=(), counts=())]
+
+
+@rule("dynamic_update_slice")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    value, update = both = inputs[:2]
+    axes = []
+    for k, (axis, other) in enumerate(zip(value.axes, update.axes, strict=True)):
+        if axis.size == other.size:
+            axes.append(_side_by_side(walk, both, k, equation)._replace(of=()))
+        else:
+            walk.pin(axis, equation)
+            walk.pin(other, equation)
+            axes.append(fixed_axis(axis.size))
+    for each in both:
+        walk.used(each, "placed")
+    walk.ended(*both)
+    return [Value(tuple(axes))]
+
+
+@rule("sort")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    along, found = equation.params["dimension"], []
+    walk.ended(*inputs)
+    for value in inputs:
+        walk.used(value, "other")
+        walk.pin(value.axes[along], equation)
+        axes = [a._replace(of=()) for a in value.axes]
+        for k, axis in enumerate(axes):
+            walk.tie(inputs[0].axes[k], axis, equation)
+        axes[along] = fixed_axis(axes[along].size)
+        found.append(Value(tuple(axes)))
+    return found
+
+
+@rule("top_k")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    value = inputs[0]
+    along = equation.params.get("axis", len(value.axes) - 1) % len(value.axes)
+    walk.pin(value.axes[along], equation)
+    walk.used(value, "other")
+    walk.ended(value)
+    axes = [axis._replace(of=()) for axis in value.axes]
+    axes[along] = fixed_axis(equation.shape[along])
+    return [Value(tuple(axes))] * len(equation.of.outvars)
+
+
+@rule(
+    *("random_wrap", "random_unwrap", "random_seed", "random_fold_in", "random_split"),
+    *("random_clone", "threefry2x32"),
+)
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    for value in inputs:
+        for axis in value.axes:
+            walk.pin(axis, equation)
+    made = None if made_of(inputs) is None else frozenset[str]()
+    return [fixed_value(tuple(v.aval.shape))._replace(made=made) for v in equation.of.outvars]
