@@ -11,6 +11,7 @@ from jaxprune import trees
 from jaxprune.starts import AtRandom
 from jaxprune.state import (
     PruneState,
+    check_apart,
     check_single,
     is_state,
     seen_by,
@@ -104,6 +105,7 @@ def verify(params: Any, opt_state: Any) -> None:
     """
     weights, states = weights_and_states(params, opt_state)
     check_single(states)
+    check_apart(states)
     for state in states:
         if int(state.prune_count):
             _verify(state, weights)

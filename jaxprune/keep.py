@@ -64,6 +64,9 @@ class largest:
         counts = {(site,) if isinstance(site, str) else site: n for site, n in given.items()}
         for site in (site for sites in counts for site in sites):
             trees.known(site, scores, "budget", "return numbers of sites that are ranked")
+        if left := {*scores} - {site for sites in counts for site in sites}:
+            expected = "return a number for every site that is ranked"
+            raise ValueError(wrong("budget", expected, f"none for '{min(left)}'"))
         return counts
 
     def at_end(self, layers: Layers) -> dict[tuple[str, ...], int] | None:
@@ -146,13 +149,15 @@ class n_of_m:
 
     def axes(self, s: Signals) -> dict[str, tuple[int, ...]]:
         """Along which axes of each leaf groups lie; an error that names all where that fails."""
-        axes, inputs = known_axes(s), units_of(s).inputs(s.mask)
+        inputs = units_of(s).inputs(s.mask)
         unfit = {path: number for path, number in inputs.items() if number and number % self.m}
         if unfit:
             hint = 'leave these leaves out by `exclude`, or dense by unfit="skip"'
+            if unknown := [path for path, number in inputs.items() if number is None]:
+                hint += f"; and say the `output_axis` of {', '.join(unknown)}"
             expected = f"sum multiples of m = {self.m} inputs in every leaf"
             raise ValueError(wrong("params", expected, unfit, hint))
-        return axes
+        return known_axes(s)
 
     def at_end(self, layers: Layers) -> dict[tuple[str, ...], int]:
         """What `at_end` gives."""
@@ -215,7 +220,9 @@ def in_blocks(keep: Keep, shape: Sequence[int] | None) -> Keep:
     """
     if shape is None:
         return keep
-    return _InBlocks(keep, block_shape("", (0,) * len(shape), shape))
+    if not isinstance(shape, Sequence):
+        raise TypeError(wrong("block", "be a tuple of integers", shape))
+    return _InBlocks(keep, block_shape("", (0,) * len(shape), shape, "block"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +239,7 @@ class _InBlocks:
 
     def __call__(self, scores: Scores, s: Signals, kept: Leaves) -> Chosen:
         """The masks after a change."""
-        extents = {p: block_shape(p, m.shape, self.shape) for p, m in s.mask.items()}
+        extents = self._extents(units_of(s).layers(s.mask))
 
         def one_each(masks: Leaves) -> dict[str, jax.Array]:  # all entries of a block are alike
             return {path: _firsts(masks[path], extents[path]) for path in masks}
@@ -251,14 +258,24 @@ class _InBlocks:
     def at_end(self, layers: Layers) -> dict[tuple[str, ...], int] | None:
         """What `at_end` gives; None where blocks are ragged."""
         grids, sizes = {}, set()
-        for path, shape in layers.whole.items():
-            extents = block_shape(path, shape, self.shape)
+        for path, extents in self._extents(layers).items():
+            shape = layers.whole[path]
             if any(n % extent for n, extent in zip(shape, extents, strict=True)):
                 return None
             grids[path] = tuple(n // extent for n, extent in zip(shape, extents, strict=True))
             sizes.add(math.prod(extents))
         counts = at_end(self.keep, layers._replace(whole=grids))
         return counts and {sites: n * max(sizes) for sites, n in counts.items()}
+
+    def _extents(self, layers: Layers) -> dict[str, tuple[int, ...]]:
+        """A block's extent along every axis of each site; of a stack it lies in one layer."""
+        found = {}
+        for path, shape in layers.whole.items():
+            stack = layers.axes.get(path)
+            own = shape if stack is None else shape[:stack] + shape[stack + 1 :]
+            extents = block_shape(path, own, self.shape, "block")
+            found[path] = extents if stack is None else (*extents[:stack], 1, *extents[stack:])
+        return found
 
 
 def _firsts(x: jax.Array, extents: tuple[int, ...]) -> jax.Array:

@@ -35,7 +35,7 @@ _NORM = _rule(
     r"[lbg]n_.*",
 )
 _ADAPTER = _rule(
-    r"(?!.*_(dense|linear|conv)$)(.*_)?(loras?|lokr|hada|dora|vera|ia3|adapters?)(_[^/]*)?",
+    r"(?!.*_(dense|linear|conv)$)(.*_)?(loras?|lokr|hada|dora|vera|ia3?|adapters?)(_[^/]*)?",
     r"(kernel|weight|w|lora[a-z]*)/[ab]",
 )
 _KINDS = {
@@ -54,13 +54,13 @@ _KINDS = {
     ),
     "embedding": _rule(
         rf"{_NO_LAYER}(.*_)?({_EMBED}|(rel)?pos(ition(al)?)?|[ar]?pe|freqs?)(_.*)?",
-        rf"{_NO_LAYER}(.*_)?(tok(en)?|cls|probe|querie|latent|register|prompt)s?",
+        rf"{_NO_LAYER}(.*_)?(tok(en)?|cls|[be]os|newline|probe|querie|latent|register|prompt)s?",
         rf"{_NO_LAYER}(.*_)?(table|code(book|vector))s?|wte|wpe",
     ),
 }
 _TABLE = _rule(  # as the parent of a `weight`, which alone says nothing
     rf"(?!.*time){_NO_LAYER}(.*_)?{_EMBED}(_(in|layer|tokens?.*|positions?|types?|tables?|[xyhw]))?",
-    rf"{_NO_LAYER}(.*_)?(token|table|position|codebook)s?|(.*_)?rel(ative)?_.*bias",
+    rf"{_NO_LAYER}(.*_)?(token|table|position|codebook|vocab(ulary)?|lookup)s?|(.*_)?rel(ative)?_.*bias",
     r"wte|wpe|shared|lut",
 )
 _PLAIN = _rule(r"weights?|w")
@@ -70,6 +70,7 @@ _CONVOLUTION = _rule(r"(.*_)?[a-z]*conv(s|olution)?(_?\d(x\d?|_?d)?)?(_.*)?")
 # The same name stands for both layouts: GPT-2's `c_fc` for (out, in) and GPT-Neo's for (in, out), a
 # transposed convolution for either by its arguments. A local convolution has outputs a position.
 _UNSAID = _rule(r"c_(attn|fc|proj)|q_attn", r".*(transpose|deconv|upconv).*", r".*conv.*local")
+_FEEDS_FORWARD = re.compile(r"(^|[/_])(mlp|ffn|experts?|moe|feed_?forward)[^/]*/").search
 _PRODUCT = re.compile(  # no convolution, however many axes: fused, stacked, of many experts
     r"(attention|attn|mha|moe|experts?|mlp|ffn)(block|layer)?(/|$)|einsum[a-z_]*$"
     r"|(^|[/_])(query|key|value|output|out|fc|qkv|kv|[qkvo]|w[io]|dense[a-z]*|linear[a-z]*)(_[a-z]+)?$"
@@ -299,19 +300,29 @@ def _heads(path: str, parent: str, leaves: Leaves) -> tuple[int, ...] | None:
         return None
     if _QUERY(parent) or _KEY_OR_VALUE(parent):
         return (1, 2)
-    return (2,) if _OUT(parent) else None
+    return (2,) if _OUT(parent) and not _FEEDS_FORWARD(path.lower()) else None
 
 
 def _is_stacked(path: str, leaves: Leaves) -> bool:
-    """Whether a query and the way out of an attention differ in their heads: stacked matrices."""
-    block, there = path.lower().split("/")[:-2], []
+    """Whether the matrices of an attention are stacked, by the kernels of three axes around it.
+
+    The way out of one has the heads of its queries first; and no other kernel beside an attention
+    has its first axis as long as theirs, unless that counts layers.
+    """
+    block = path.lower().split("/")[:-2]
+    queries, outs, others = [], [], []
     for other, leaf in leaves.items():
-        *rest, module, own = ["", *other.lower().split("/")]
-        if rest[1:] == block and own == "kernel" and leaf.ndim == 3:
-            there.append((module, leaf.shape))
-    queries = [shape for module, shape in there if _QUERY(module)]
-    outs = [shape for module, shape in there if _OUT(module)]
-    return any(query[1:] != out[:2] for query in queries for out in outs)
+        *rest, module, own = ["", "", *other.lower().split("/")]
+        if own != "kernel" or leaf.ndim != 3 or rest[2:][: len(block[:-1])] != block[:-1]:
+            continue
+        inside = rest[2:] == block
+        if _QUERY(module) or _KEY_OR_VALUE(module):
+            queries += [(leaf.shape, bool(_QUERY(module)))] if inside else []
+            continue
+        others.append(leaf.shape)
+        outs += [leaf.shape] if inside and _OUT(module) else []
+    apart = any(query[1:] != out[:2] for query, asks in queries if asks for out in outs)
+    return apart or any(query[0] == other[0] for query, _ in queries for other in others)
 
 
 def biases_of(paths: Iterable[str], leaves: Leaves) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import trees
-from jaxprune.state import probed, shown, states_of
+from jaxprune.state import check_apart, check_single, probed, shown, states_of
 from jaxprune.types import Phase, wrong
 
 
@@ -36,7 +36,7 @@ def get_masks(opt_state: Any) -> Any:
     """
     states = states_of(opt_state)
     merged, *others = [state.prune_mask for state in states]
-    _refuse_common([trees.by_path(mask) for mask in (merged, *others)])
+    check_apart(states)
     for other in others:
         merged = trees.from_paths(merged, {**trees.by_path(other), **trees.by_path(merged)})
     return merged
@@ -61,20 +61,10 @@ def masks_by_path(opt_state: Any) -> dict[str, jax.Array]:
       >>> list(jaxprune.masks_by_path(state))
       ['kernel']
     """
-    masks = [trees.by_path(state.prune_mask) for state in states_of(opt_state)]
-    _refuse_common(masks)
+    states = states_of(opt_state)
+    check_apart(states)
+    masks = [trees.by_path(state.prune_mask) for state in states]
     return {site: mask for each in masks for site, mask in each.items()}
-
-
-def _refuse_common(masks: list[dict[str, Any]]) -> None:
-    """Raises where two states prune the same leaf: they are those of two networks."""
-    sites: set[str] = set()
-    for each in masks:
-        for site in each:
-            if site in sites:
-                expected = "hold the state of one network"
-                raise ValueError(wrong("opt_state", expected, f"two masks of '{site}'"))
-        sites |= {*each}
 
 
 def sparsity_of(opt_state: Any) -> jax.Array:
@@ -176,7 +166,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       learned of a leaf.
 
     Raises:
-      ValueError: if ``opt_state`` holds no pruning state, or two that prune the same leaf.
+      ValueError: if ``opt_state`` holds no pruning state, two that prune the same leaf, or those of
+        an ensemble: take the metrics of each member under `jax.vmap`.
 
     Examples:
       >>> import jax.numpy as jnp, optax, jaxprune
@@ -185,6 +176,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       {'sparsity': 0.5, 'density/kernel': 0.5, 'skipped': 0.0, 'phase': 0.0, 'sees_dense': 0.0}
     """
     states = states_of(opt_state)
+    check_single(states)
     masks = masks_by_path(opt_state)
     found = {"sparsity": sparsity_of(opt_state)}
     found |= {f"density/{site}": jnp.mean(m, dtype=jnp.float32) for site, m in masks.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxprune import trees
-from jaxprune.state import seen_by, signals_of, states_of, weights_and_states
+from jaxprune.state import seen_by, signals_of, weights_and_states
 from jaxprune.types import wrong
 from jaxprune.views import masked
 
@@ -86,11 +86,9 @@ def project(tree: Any, opt_state: Any) -> Any:
       [[0.5 0. ]
        [0.  0.5]]
     """
-    leaves = trees.by_path(tree)
-    for state in states_of(opt_state):
+    leaves, states = weights_and_states(tree, opt_state, "tree")
+    for state in states:
         masks, units = trees.by_path(state.prune_mask), state.prune_spec.parts.units
-        for path in units.members(masks):
-            trees.known(path, leaves, "tree", "have every leaf that is pruned")
         leaves = {**leaves, **masked(leaves, units.support(masks, leaves))}
     return trees.from_paths(tree, leaves)
 
@@ -127,11 +125,11 @@ def eval_params(params: Any, opt_state: Any, f: Callable[[Any, Any], Any]) -> An
     References:
       Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682.
     """
-    states = states_of(opt_state)
+    weights, states = weights_and_states(params, opt_state)
     if len(states) != 1:
         raise ValueError(wrong("opt_state", "hold one jaxprune method", len(states)))
     state = states[0]
-    dense = trees.from_paths(params, signals_of(state, trees.by_path(params)).dense)
+    dense = trees.from_paths(params, signals_of(state, weights).dense)
     result = f(jax.tree.map(trees.unbox, state.prune_inner, is_leaf=trees.is_box), dense)
     leaves = trees.by_path(result)
     signals = signals_of(state, leaves)

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import hashlib
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -112,7 +114,11 @@ def _from_method(method: Callable[..., Any], values: dict[str, Any]) -> Spec:
 
 
 def _settled(value: Any) -> Any:
-    """A number for an array of one, which its owner may donate; anything else as it is."""
+    """A number for an array of one, which its owner may donate, a pattern for a list of one."""
+    if isinstance(value, np.generic):
+        value = jnp.asarray(value)
+    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
     if isinstance(value, jax.Array) and value.ndim == 0 and not is_traced(value):
         return float(str(np.asarray(value))) if trees.is_floating(value) else value.item()
     return value
@@ -168,7 +174,35 @@ def _json(value: Any) -> Any:
             jax.tree_util.keystr(path): _json(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(value)
         }
-    return getattr(value, "__qualname__", None) or str(value)
+    if isinstance(value, types.FunctionType):
+        return _json_function(value)
+    name = getattr(value, "__qualname__", None)
+    return name or (_type_name(value) if type(value).__repr__ is object.__repr__ else str(value))
+
+
+def _json_function(function: types.FunctionType) -> Any:
+    """The name of a function; with what it closes over, and the code of one without a name."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    held = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    told = [_type_name(x) if x is function else _json(x) for x in held]
+    if function.__name__ == "<lambda>":
+        code = function.__code__
+        told += [code.co_code.hex(), code.co_names, str(code.co_consts)]
+    if not told:
+        return function.__qualname__
+    return f"{function.__qualname__} {hashlib.sha256(str(told).encode()).hexdigest()[:8]}"
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__qualname__
 
 
 def _json_array(array: Any) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import trees
+from jaxprune import keep, trees
+from jaxprune.numbers import is_traced
 from jaxprune.state import PruneState, is_state, states_of
-from jaxprune.types import wrong
+from jaxprune.types import KEPT, Leaves, wrong
 
 
 def next_stage(tx: optax.GradientTransformation, params: Any, old_state: Any) -> Any:
@@ -62,8 +63,12 @@ def _around(state: Any) -> Any:
 
 def _continued(new: PruneState, old: PruneState) -> PruneState:
     masks, before = trees.by_path(new.prune_mask), trees.by_path(old.prune_mask)
-    for site in masks:
+    for site, mask in masks.items():
         trees.known(site, before, "tx", "prune only what the old method pruned")
+        if jnp.shape(before[site]) != jnp.shape(mask):
+            expected = f"be those of the old state, of shape {jnp.shape(before[site])} at '{site}'"
+            raise ValueError(wrong("params", expected, jnp.shape(mask)))
+    _check_reachable(new, {site: before[site] for site in masks})
     start = new.prune_spec.parts.start
     if callable(start):
         hint = "the first update would ask it, and forget the masks that are carried over"
@@ -77,6 +82,22 @@ def _continued(new: PruneState, old: PruneState) -> PruneState:
         prune_inner=_slots(old.prune_inner, new.prune_inner),
         prune_loaded=jnp.asarray(bool(dense)),
     )
+
+
+def _check_reachable(new: PruneState, masks: Leaves) -> None:
+    """Refuses a method that is to keep more than the masks do, and never lets weights grow."""
+    parts = new.prune_spec.parts
+    if not parts.mask_updates or any(u.candidates is not KEPT for u in parts.mask_updates):
+        return
+    word = parts.mask_updates[-1].keep
+    counts = keep.at_end(word, parts.units.layers(masks)) if hasattr(word, "budget") else None
+    if counts is None or any(map(is_traced, masks.values())):
+        return
+    kept = sum(int(jnp.sum(mask)) for mask in masks.values())
+    if sum(counts.values()) > kept:
+        expected = f"keep no more than the {kept} weights that the old masks keep"
+        hint = "what is pruned does not come back here"
+        raise ValueError(wrong("tx", expected, sum(counts.values()), hint))
 
 
 def _slots(old: Any, new: Any) -> Any:

@@ -172,12 +172,15 @@ def states_of(opt_state: Any, argument: str = "opt_state") -> list[PruneState]:
     return [unboxed(state) for state in states]
 
 
-def weights_and_states(params: Any, opt_state: Any) -> tuple[dict[str, Any], list[PruneState]]:
+def weights_and_states(
+    params: Any, opt_state: Any, argument: str = "params"
+) -> tuple[dict[str, Any], list[PruneState]]:
     """The params by path and the pruning states, if they belong to each other.
 
     Args:
       params: the params that an optimizer trains.
       opt_state: its state.
+      argument: what the caller knows the params as, for the error.
 
     Returns:
       ``{path: leaf}``, and the states of `states_of`.
@@ -186,17 +189,28 @@ def weights_and_states(params: Any, opt_state: Any) -> tuple[dict[str, Any], lis
       ValueError: if ``opt_state`` holds no pruning state, or one of other params.
     """
     if trees.nodes(params, is_state):
-        raise ValueError(wrong("params", "come first, then the state", "a state in their place"))
+        raise ValueError(wrong(argument, "come first, then the state", "a state in their place"))
     weights, states = trees.by_path(params), states_of(opt_state)
     for state in states:
         units, masks = state.prune_spec.parts.units, trees.by_path(state.prune_mask)
         for path, shape in units.shapes(masks).items():
-            trees.known(path, weights, "params", "be those of the state, and have every leaf of it")
+            trees.known(path, weights, argument, "be those of the state, and have every leaf of it")
             have = jnp.shape(weights[path])
             if len(have) < len(shape) or any(n not in (1, m) for n, m in zip(shape, have)):  # noqa: B905
                 expected = f"be those of the state, of shape {shape} at '{path}'"
-                raise ValueError(wrong("params", expected, have))
+                raise ValueError(wrong(argument, expected, have))
     return weights, states
+
+
+def check_apart(states: list[PruneState], argument: str = "opt_state") -> None:
+    """Raises a ValueError where two states prune the same leaf."""
+    seen: set[str] = set()
+    for state in states:
+        for site in trees.by_path(state.prune_mask):
+            if site in seen:
+                expected = "hold the state of one network, in which one method prunes a leaf"
+                raise ValueError(wrong(argument, expected, f"two masks of '{site}'"))
+        seen |= {*trees.by_path(state.prune_mask)}
 
 
 def check_single(states: list[PruneState]) -> None:

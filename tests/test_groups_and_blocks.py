@@ -145,11 +145,15 @@ def test_blocks_that_cannot_be_are_refused(method: Any) -> None:
     params = {"kernel": jnp.ones((4, 8))}
     with pytest.raises(ValueError, match="`start` must be None beside `block`"):
         method(block=(2, 2), start={"kernel": jnp.ones((4, 8), bool)})
-    with pytest.raises(ValueError, match="`shape` must be made of numbers of at least 1"):
+    with pytest.raises(TypeError, match="`block` must be a tuple of integers, got 4"):
+        method(block=4)
+    with pytest.raises(ValueError, match="`block` must be made of numbers of at least 1"):
+        method(block=(0, 4))
+    with pytest.raises(ValueError, match="`block` must be made of numbers of at least 1"):
         method(block=(0, 2))
-    with pytest.raises(TypeError, match="`shape` must be made of integers"):
+    with pytest.raises(TypeError, match="`block` must be made of integers"):
         method(block=(0.5, 2))
-    with pytest.raises(ValueError, match="`shape` must have at most the 2 axes of 'kernel'"):
+    with pytest.raises(ValueError, match="`block` must have at most the 2 axes of 'kernel'"):
         method(block=(1, 2, 2)).init(params)
 
 

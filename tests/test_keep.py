@@ -127,6 +127,8 @@ def test_a_function_that_names_a_site_that_is_not_ranked_is_refused() -> None:
         ValueError, match=r"`budget` must return .* got 'a/kernal': near .*a/kernel"
     ):
         among_all(keep.largest(lambda s: {"a/kernal": 3}), drawn(1, normal))
+    with pytest.raises(ValueError, match=r"`budget` must return a number for every .* 'b/kernel'"):
+        among_all(keep.largest(lambda s: {"a/kernel": 3}), drawn(1, normal))
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "global", "erk"])

@@ -111,8 +111,8 @@ def test_without_a_shape_blocks_are_entries() -> None:
 @pytest.mark.parametrize(
     ("shape", "error", "message"),
     [
-        ((0, 2), ValueError, "`shape` must be made of numbers of at least 1"),
-        ((0.5,), TypeError, "`shape` must be made of integers"),
+        ((0, 2), ValueError, "`block` must be made of numbers of at least 1"),
+        ((0.5,), TypeError, "`block` must be made of integers"),
     ],
 )
 def test_blocks_that_cannot_be_are_refused_at_once(shape: Any, error: Any, message: str) -> None:
@@ -121,7 +121,7 @@ def test_blocks_that_cannot_be_are_refused_at_once(shape: Any, error: Any, messa
 
 
 def test_blocks_of_too_many_axes_are_refused_at_a_call() -> None:
-    with pytest.raises(ValueError, match="`shape` must have at most the 2 axes of 'a/kernel'"):
+    with pytest.raises(ValueError, match="`block` must have at most the 2 axes of 'a/kernel'"):
         among_all(keep.in_blocks(keep.largest(1), (1, 2, 2)), drawn(0))
 
 

@@ -164,6 +164,7 @@ def test_nonzero_is_decided_by_the_bits():
     expected = [v != 0 for v in HARD]
     assert masks.nonzero(x).tolist() == jax.jit(masks.nonzero)(x).tolist() == expected
     assert masks.nonzero(jnp.array([0, 3])).tolist() == [False, True]
+    assert masks.nonzero(jnp.array([0, 3], jnp.float4_e2m1fn)).tolist() == [False, True]
     assert masks.nonzero(jnp.array([False, True])).tolist() == [False, True]
     assert masks.nonzero(jnp.array([0j, 1e-3j, complex(0, -0.0)])).tolist() == [False, True, False]
 

@@ -252,3 +252,17 @@ def test_axes_given_by_pattern_leave_the_rule_to_the_others() -> None:
 def test_wrong_axes_are_refused(given: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"`output_axis` must {message}"):
         names.output_axes({"kernel": np.ones((4, 4))}, given)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {f"attention/self/{name}/kernel": (12, 16, 16) for name in ("query", "key", "value")}
+        | {"attention/output/dense/kernel": (12, 16, 16)},
+        {f"attn/{name}/kernel": (12, 16, 16) for name in ("q", "k", "v", "proj")},
+        {"mlp/out/kernel": (64, 12, 32)},
+    ],
+)
+def test_stacked_matrices_are_not_taken_for_heads(shapes: Any) -> None:
+    leaves = {path: np.ones(shape) for path, shape in shapes.items()}
+    assert not {*names.output_axes(leaves).values()} - {None}

@@ -152,7 +152,7 @@ def test_blocks_stay_whole() -> None:
             "`distribution` must stand without .* and `block`, got 'output'",
         ),
         ({"sparsity": 0.5, "distribution": "outputs"}, ValueError, "`distribution` must be global"),
-        ({"sparsity": 0.5, "block": (0,)}, ValueError, "`shape` must be made of numbers"),
+        ({"sparsity": 0.5, "block": (0,)}, ValueError, "`block` must be made of numbers"),
         ({"sparsity": 0.5, "exclude": "haed"}, ValueError, "`exclude` must match at least one"),
         ({"sparsity": 0.5, "exclude": "kernel"}, ValueError, "at least one prunable leaf"),
         (
@@ -174,3 +174,27 @@ def test_outputs_that_are_not_known_are_named(options: Any) -> None:
         jaxprune.prune_once(params, **options)
     jaxprune.prune_once(params, **options, output_axis={"fused": (1, 2)})
     jaxprune.prune_once(params, 0.5)  # who ranks by entries need not know them
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_block_of_a_stack_lies_in_one_layer(axis: int) -> None:
+    weights = np.random.default_rng(3).normal(size=(3, 8, 8)).astype("f4")
+    stack = {"layers": {"kernel": jnp.asarray(np.moveaxis(weights, 0, axis))}}
+    options = {"distribution": "uniform", "block": (4, 2)}
+    _, found = once(0.5, params=stack, stacked={"layers": axis}, **options)
+    for layer, mask in zip(weights, np.moveaxis(found["layers/kernel"], axis, 0), strict=True):
+        _, alone = once(0.5, params={"kernel": jnp.asarray(layer)}, **options)
+        np.testing.assert_array_equal(mask, alone["kernel"])
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    def norms(path: str, w: Any) -> Any:
+        return jnp.abs(w) * jnp.where(jnp.arange(w.shape[1]) == 1, jnp.nan, 1.0)[None]
+
+    for options in ({"score": norms}, {"score": norms, "distribution": "output"}):
+        with pytest.raises(ValueError, match="`score` must have no NaN"):
+            jaxprune.prune_once(network(), 0.5, **options)
+    params = network()
+    params["body"]["kernel"] = params["body"]["kernel"].at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match="`params` must have no NaN"):
+        jaxprune.prune_once(params, 0.5)

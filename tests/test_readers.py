@@ -213,3 +213,25 @@ def test_state_shardings_of_one_device_and_of_none() -> None:
     assert {type(sharding) for sharding in found} == {SingleDeviceSharding}
     with pytest.raises(ValueError, match="have a sharding on every leaf, got 'body/bias'"):
         jaxprune.state_shardings(tx, jax.eval_shape(tiny.params))
+
+
+def test_a_tree_of_other_shapes_is_not_projected() -> None:
+    tx = jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=0.5, ramp=(0, 2))
+    params = tiny.params()
+    state = tx.init(params)
+    other = jax.tree.map(lambda x: jnp.ones((2,) * x.ndim), params)
+    with pytest.raises(ValueError, match="`tree` must be those of the state, of shape"):
+        jaxprune.project(other, state)
+    with pytest.raises(ValueError, match="`params` must be those of the state, of shape"):
+        jaxprune.eval_params(other, state, lambda inner, dense: dense)
+    with pytest.raises(ValueError, match="`tree` must come first, then the state"):
+        jaxprune.project(state, params)
+
+
+def test_metrics_are_of_one_member() -> None:
+    tx = jaxprune.gradual_magnitude(optax.sgd(0.1), sparsity=0.5, ramp=(0, 2))
+    states = jax.vmap(lambda _: tx.init(tiny.params()))(jnp.arange(2))
+    with pytest.raises(ValueError, match="index one member first"):
+        jaxprune.metrics(states)
+    found = jax.vmap(jaxprune.metrics)(states)
+    assert found["sparsity"].shape == (2,)

@@ -304,3 +304,39 @@ def test_a_summary_tells_what_the_network_and_its_training_cost() -> None:
     plain = jaxprune.summarize(tiny.params(), state)
     assert (plain.inference_flops, plain.training_flops) == (None, None)
     assert "operations" not in str(plain)
+
+
+def ends_with(tx: Any, params: Any, steps: int) -> int:
+    state, step = tx.init(params), updater(tx)
+    for _ in range(steps):
+        params, state = step(tiny.zeros_like(params), state, params)
+    return sum(int(mask.sum()) for mask in jaxprune.masks_by_path(state).values())
+
+
+def test_a_plan_knows_that_pruned_weights_come_back() -> None:
+    params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)}
+    tx = jaxprune.acdc(
+        optax.sgd(0.1),
+        **{"sparsity": 0.5, "begin": 1, "sparse_steps": 1, "dense_steps": 1, "stop": 5},
+        start={"kernel": np.arange(64).reshape(8, 8) < 6},
+    )
+    assert jaxprune.plan(tx, params).kept == ends_with(tx, params, 6) == 32
+
+
+def test_a_plan_of_slices_that_start_unevenly_says_at_most() -> None:
+    params = {"layers": jnp.asarray(np.random.default_rng(0).normal(size=(2, 10, 10)), jnp.float32)}
+    start = {"layers": np.arange(200).reshape(2, 10, 10) >= 90}
+    tx = gradual(sparsity=0.5, ramp=(0, 1), stacked={"layers": 0}, start=start, where="layers")
+    assert ends_with(tx, params, 2) < jaxprune.plan(tx, params).kept
+    assert "at most" in str(jaxprune.plan(tx, params))
+
+
+def test_two_methods_that_prune_one_leaf_are_no_plan() -> None:
+    tx = optax.chain(
+        jaxprune.static(optax.sgd(0.1), sparsity=0.5), jaxprune.static(None, sparsity=0.9)
+    )
+    with pytest.raises(ValueError, match=r"`tx` must hold .* in which one method prunes a leaf"):
+        jaxprune.plan(tx, tiny.params())
+    for read in (jaxprune.verify, jaxprune.summarize):
+        with pytest.raises(ValueError, match=r"`opt_state` must hold .*two masks of"):
+            read(tiny.params(), tx.init(tiny.params()))

@@ -250,3 +250,50 @@ def test_a_state_of_the_same_rules_is_taken_whoever_made_it() -> None:
     for _ in range(2):
         states = jax.vmap(step)(jnp.array([0.5, 0.75]), states, params)
     assert [sum(tiny.kept(tiny.part(states, i)).values()) for i in (0, 1)] == [36, 18]
+
+
+@pytest.mark.parametrize(
+    ("values", "others"),
+    [
+        ({"sparsity": optax.linear_schedule(0.0, 0.9, 1)}, optax.linear_schedule(0.0, 0.5, 1)),
+        ({"sparsity": 0.5, "ramp": (0, 2), "where": lambda path, _: "body" in path}, "head"),
+    ],
+)
+def test_functions_are_told_apart_by_what_they_hold(values: Any, others: Any) -> None:
+    """Two schedules, or two functions of one place, have the same name."""
+    name = [*values][-1]
+    if isinstance(others, str):
+        values, others = [
+            {"sparsity": 0.5, "ramp": (0, 2), "where": lambda path, _, word=word: word in path}
+            for word in ("body", others)
+        ]
+    else:
+        others = {name: others}
+    first, same, second = [
+        jaxprune.straight_through(momentum(), every=1, **given)
+        for given in (values, values, others)
+    ]
+    params, state = trained(first, 1)
+    same.update(tiny.normal(5), state, params)
+    with pytest.raises(ValueError, match=rf"{name}='.*where the state has '"):
+        second.update(tiny.normal(5), state, params)
+
+
+def test_a_list_of_one_pattern_is_that_pattern() -> None:
+    params, state = trained(STAGES["hard"](momentum(), where=["body"]))
+    STAGES["hard"](momentum(), where="body").update(tiny.normal(5), state, params)
+
+
+def test_a_method_that_cannot_let_weights_grow_is_refused_behind_a_sparser_one() -> None:
+    params, state = trained(jaxprune.gradual_magnitude(momentum(), sparsity=0.75, ramp=(0, 1)))
+    tx = jaxprune.gradual_magnitude(momentum(), sparsity=0.5, ramp=(0, 1))
+    with pytest.raises(ValueError, match=r"`tx` must keep no more than the 18 weights .* got 36"):
+        jaxprune.next_stage(tx, params, state)
+    jaxprune.next_stage(jaxprune.straight_through(momentum(), **HALF), params, state)
+
+
+def test_params_of_other_shapes_have_no_next_stage() -> None:
+    params, state = trained(STAGES["hard"](momentum()))
+    params["head"]["kernel"] = jnp.ones((3, 5))
+    with pytest.raises(ValueError, match=r"`params` must be those .* shape \(8, 5\) at 'head/ke"):
+        jaxprune.next_stage(STAGES["hard"](momentum()), params, state)

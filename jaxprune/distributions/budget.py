@@ -93,7 +93,7 @@ class Budget:
             return given
         if not isinstance(self.schedule, Ramp):
             expected = "be a ramp where `distribution` is a tree of densities"
-            raise ValueError(wrong("schedule", expected, self.schedule))
+            raise ValueError(wrong("sparsity", expected, self.schedule))
         return _checked_densities(by_path(given))
 
     def less(self, share: Callable[[Any], Any]) -> "Budget":

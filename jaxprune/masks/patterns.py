@@ -157,15 +157,17 @@ def _first_by_code(leaf: jax.Array, n: Count, m: int, axis: int) -> jax.Array:
     return (before < jnp.asarray(n, before.dtype)).reshape(shape)
 
 
-def block_shape(path: str, shape: tuple[int, ...], given: Sequence[int]) -> tuple[int, ...]:
-    """A block's extent along every axis of a leaf."""
+def block_shape(
+    path: str, shape: tuple[int, ...], given: Sequence[int], argument: str = "shape"
+) -> tuple[int, ...]:
+    """A block's extent along every axis of a leaf; the argument is what the user calls it."""
     if not all(isinstance(extent, int | np.integer) for extent in given):
-        raise TypeError(wrong("shape", "be made of integers", given))
+        raise TypeError(wrong(argument, "be made of integers", given))
     if any(extent < 1 for extent in given):
-        raise ValueError(wrong("shape", "be made of numbers of at least 1", given))
+        raise ValueError(wrong(argument, "be made of numbers of at least 1", given))
     if len(given) > len(shape):
         expected = f"have at most the {len(shape)} axes of '{path}'"
-        raise ValueError(wrong("shape", expected, given))
+        raise ValueError(wrong(argument, expected, given))
     return (1,) * (len(shape) - len(given)) + tuple(int(extent) for extent in given)
 
 

@@ -257,5 +257,7 @@ def _nonzero(x: jax.Array) -> jax.Array:
         return _nonzero(x.real) | _nonzero(x.imag)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(bool)
+    if jnp.finfo(x.dtype).bits < 8:  # no integer is as narrow
+        x = x.astype(jnp.float32)
     unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
     return lax.bitcast_convert_type(x, unsigned) << unsigned.type(1) != 0

@@ -12,7 +12,7 @@ from jaxprune.methods.common import units_of_groups
 from jaxprune.names import OutputAxis
 from jaxprune.numbers import checked_share, decimal, is_traced
 from jaxprune.schedules import constant
-from jaxprune.selection import as_array
+from jaxprune.selection import any_nan, as_array
 from jaxprune.trees import Where
 from jaxprune.types import Chosen, Keep, Leaves, Ranked, Signals, wrong
 from jaxprune.units import Stacked
@@ -70,8 +70,8 @@ def prune_once(
 
     Raises:
       ValueError: if the sparsity lies outside [0, 1), no leaf is prunable, groups do not fit or
-        stand beside a sparsity, a score has another shape than its leaf, or the outputs of a leaf
-        are not known where they are needed.
+        stand beside a sparsity, a score has another shape than its leaf or is NaN, or the outputs
+        of a leaf are not known where they are needed.
 
     Examples:
       >>> import jax.numpy as jnp, jaxprune
@@ -114,7 +114,10 @@ def prune_once(
     else:
         budget = Budget(constant(sparsity), distribution, overrides, min_density)
         kept = keep.in_blocks(keep.largest(budget), block)
-    mask = dict(kept({path: _lazy(x) for path, x in ranked.items()}, s, {}).masks)
+    found = kept({path: _lazy(x) for path, x in ranked.items()}, s, {})
+    if not is_traced(found.nan) and found.nan:
+        raise ValueError(wrong("params" if score is None else "score", "have no NaN", "NaN"))
+    mask = dict(found.masks)
     pruned = {**leaves, **masked(leaves, units.support(mask, leaves))}
     return trees.from_paths(params, pruned), units.packed(mask, params)
 
@@ -140,6 +143,6 @@ def _of_outputs(sparsity: Any) -> Keep:
         del kept
         axes = keep.known_axes(s)
         found = {path: masks.topk(as_array(x), density, axes[path]) for path, x in scores.items()}
-        return Chosen(found, jnp.zeros((), bool))
+        return Chosen(found, any_nan([*scores.values()]))
 
     return highest
