@@ -28,6 +28,9 @@ from jaxprune.methods.sparse_evolution import sparse_evolution as sparse_evoluti
 from jaxprune.methods.sr_ste import sr_ste as sr_ste
 from jaxprune.methods.static import static as static
 from jaxprune.methods.straight_through import straight_through as straight_through
+from jaxprune.network import Network as Network
+from jaxprune.network import network_from_json as network_from_json
+from jaxprune.network import trace as trace
 from jaxprune.readers import get_learned as get_learned
 from jaxprune.readers import get_masks as get_masks
 from jaxprune.readers import masks_by_path as masks_by_path
@@ -63,6 +66,7 @@ __all__ = [
     "Learner",
     "MaskUpdate",
     "Memory",
+    "Network",
     "Phase",
     "Plan",
     "PruneState",
@@ -89,6 +93,7 @@ __all__ = [
     "metrics",
     "movement",
     "n_of_m",
+    "network_from_json",
     "next_stage",
     "phase_of",
     "plan",
@@ -110,6 +115,7 @@ __all__ = [
     "static",
     "straight_through",
     "summarize",
+    "trace",
     "units",
     "verify",
     "view_params",

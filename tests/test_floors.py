@@ -21,6 +21,7 @@ FLOORS = {
     "jaxprune.trees": 1,
     "jaxprune.selection": 1,
     "jaxprune.names": 2,
+    "jaxprune.network": 2,
     "jaxprune.fences": 2,
     "jaxprune.schedules": 2,
     "jaxprune.units": 3,

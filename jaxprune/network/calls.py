@@ -25,7 +25,7 @@ _ROUNDS = 16
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     programs = (equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
     program = next(found for found in programs if found is not None)
-    return walk.through(program, inputs, equation.site, equation.times)
+    return walk.inside(equation, program, inputs)
 
 
 def _met(walk: Walk, a: Value, b: Value, equation: Equation) -> Value:
@@ -96,11 +96,10 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
             walk.notes.uses.setdefault(path, set()).add(f"stacked along {axis}")
         slices.append(value._replace(axes=tuple(rest), hot=(), counts=()))
     length, collected = equation.params["length"], []
-    times = equation.times * length
 
     def run(carry: list[Value]) -> list[Value]:
-        site = (*equation.site, "body")
-        outs = walk.through(equation.params["jaxpr"], [*fixed, *carry, *slices], site, times)
+        program = equation.params["jaxpr"]
+        outs = walk.inside(equation, program, [*fixed, *carry, *slices], "body", length)
         collected[:] = outs[carried:]
         return outs[:carried]
 
@@ -116,12 +115,10 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     of_test, of_body = inputs[:tests], inputs[tests : tests + bodies]
 
     def run(carry: list[Value]) -> list[Value]:
-        site = (*equation.site, "body")
-        return walk.through(params["body_jaxpr"], [*of_body, *carry], site, equation.times)
+        return walk.inside(equation, params["body_jaxpr"], [*of_body, *carry], "body")
 
     carry = _loop(walk, run, inputs[tests + bodies :], equation)
-    site = (*equation.site, "test")
-    walk.through(params["cond_jaxpr"], [*of_test, *carry], site, equation.times)
+    walk.inside(equation, params["cond_jaxpr"], [*of_test, *carry], "test")
     return carry
 
 
@@ -129,7 +126,7 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     sites = [(*equation.site, f"branch {k}") for k in range(len(equation.params["branches"]))]
     outs = [
-        walk.through(branch, inputs[1:], site, equation.times)
+        walk.inside(equation, branch, inputs[1:], str(site[-1]))
         for branch, site in zip(equation.params["branches"], sites, strict=True)
     ]
     products, depth = walk.notes.products, len(equation.site) + 1

@@ -164,7 +164,7 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, also: Any = None) -> 
         inputs.append(Value(tuple(axes[path]), frozenset([path])))
     rest = program.jaxpr.invars[len(inputs) :]
     inputs += [fixed_value(tuple(variable.aval.shape)) for variable in rest]
-    outputs = walk.through(program, inputs, (), 1.0)
+    outputs = walk.through(program, inputs)
     walk.ended(*outputs)
     for value in outputs:
         walk.used(value, "other")
@@ -256,10 +256,9 @@ def _leaf(
     products = [p for p in made if p.contracted and not p.looked_up]
     looked_up = "looked up" in uses or any(p.looked_up for p in made)
     ways = {(p.contracted, p.outputs, p.batch) for p in products}
-    # Of two weights that are multiplied the larger one is taken for the layer's, the other for data.
-    factor = any(
-        sizes[path] <= sum(sizes.get(q, 0) for q in p.others) for p in products if p.others
-    )
+    # Of two weights that are multiplied the larger is taken for the layer's, the other for data.
+    others = [sum(sizes.get(other, 0) for other in p.others) for p in products if p.others]
+    factor = any(size >= sizes[path] for size in others) or bool(others and len(ways) > 1)
     stacks = _stacks(uses).union(*(p.batch for p in products))
     leaf = Leaf(
         path,

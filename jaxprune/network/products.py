@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxprune.network.values import ZERO, Axis, Origin, Value, fixed_axis
-from jaxprune.network.walk import Equation, Product, Walk, line_of, rule
+from jaxprune.network.walk import Equation, Product, Walk, rule
 
 
 def _note(
@@ -34,7 +34,7 @@ def _note(
             batch=tuple(sorted(batch)),
             groups=groups,
             flops=flops,
-            line=line_of(equation.of),
+            line=equation.line,
             others=tuple(sorted(other.made or ())),
             looked_up=hot,
         )

@@ -58,11 +58,13 @@ class Equation(NamedTuple):
       of: the equation.
       site: where it stands.
       times: how often it runs.
+      outside: the user's line of the call that it stands in.
     """
 
     of: Any
     site: Site
     times: float
+    outside: str
 
     @property
     def name(self) -> str:
@@ -79,9 +81,17 @@ class Equation(NamedTuple):
         """The shape of its first output."""
         return tuple(self.of.outvars[0].aval.shape)
 
+    @property
+    def line(self) -> str:
+        """The user's line: of the innermost frame that is no library's."""
+        for file, line in _frames(self.of):
+            if not file.startswith(_LIBRARY) and not any(part in file for part in _LIBRARIES):
+                return f"{file.rpartition('/')[2]}:{line}"
+        return self.outside
+
     def why(self) -> str:
         """Its name and the user's line, as a reason."""
-        return f"{self.name} at {line_of(self.of)}"
+        return f"{self.name} at {self.line}"
 
 
 Rule = Callable[["Walk", Equation, list[Value]], list[Value]]
@@ -165,8 +175,7 @@ class Walk:
         """Notes a sum along an axis of what is not 0 where it is removed."""
         wrong = axis.ids[(masked != ZERO) & (axis.ids != FIXED)]
         if wrong.size:
-            line = line_of(equation.of)
-            self.notes.inexact[(*equation.site, what)] = Inexact(wrong, what, line)
+            self.notes.inexact[(*equation.site, what)] = Inexact(wrong, what, equation.line)
 
     # -------------------------------------------------------------------------------- the walk
 
@@ -177,7 +186,21 @@ class Walk:
         known = float(number) if not shape and kind in "biuf" else None
         return Value(tuple(map(self.free_axis, shape)), frozenset(), known == 0, known)
 
-    def through(self, program: Any, inputs: list[Value], site: Site, times: float) -> list[Value]:
+    def inside(
+        self, equation: Equation, program: Any, inputs: list[Value], part: str = "", times: int = 1
+    ) -> list[Value]:
+        """The outputs of a program within an equation: a part of it, run so many times."""
+        site = (*equation.site, part)
+        return self.through(program, inputs, site, equation.times * times, equation.line)
+
+    def through(
+        self,
+        program: Any,
+        inputs: list[Value],
+        site: Site = (),
+        times: float = 1.0,
+        outside: str = "an unknown line",
+    ) -> list[Value]:
         """The outputs of a program whose inputs are known."""
         jaxpr = getattr(program, "jaxpr", program)
         consts = getattr(program, "consts", ())
@@ -190,7 +213,7 @@ class Walk:
             return values[atom]
 
         for place, of in enumerate(jaxpr.eqns):
-            equation = Equation(of, (*site, place), times)
+            equation = Equation(of, (*site, place), times, outside)
             found = RULES.get(equation.name, unknown)(self, equation, [*map(read, of.invars)])
             for variable, value in zip(of.outvars, found, strict=True):
                 assert value.shape == tuple(variable.aval.shape), (equation.why(), value.shape)
@@ -212,14 +235,6 @@ def unknown(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
 
 _LIBRARY = str(Path(__file__).parents[1])
 _LIBRARIES = ("site-packages", "/lib/python")
-
-
-def line_of(equation: Any) -> str:
-    """The user's line of an equation: of the innermost frame that is no library's."""
-    for file, line in _frames(equation):
-        if not file.startswith(_LIBRARY) and not any(part in file for part in _LIBRARIES):
-            return f"{file.rpartition('/')[2]}:{line}"
-    return "an unknown line"
 
 
 def _frames(equation: Any) -> Iterator[tuple[str, int]]:
