@@ -10,7 +10,7 @@ Rules read whole components of a path, in any case and without the number they e
 """
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from jaxprune.trees import Where, by_pattern, is_floating, matching
@@ -82,7 +82,10 @@ _FUSED = _rule(r"(to_|w)?qkv(_proj)?")
 
 
 def pruning_reasons(
-    leaves: Leaves, where: Where | None = None, exclude: Where | None = None
+    leaves: Leaves,
+    where: Where | None = None,
+    exclude: Where | None = None,
+    by_default: Callable[[str, Any, Leaves], str] | None = None,
 ) -> dict[str, str]:
     """Why each leaf is pruned or not: an empty string for those that are pruned.
 
@@ -97,6 +100,7 @@ def pruning_reasons(
       where: which leaves are pruned: a regex, or several, searched in the path; or ``(path, leaf)
         -> bool``.
       exclude: which are not, in the same forms; they do not count in any total.
+      by_default: ``(path, leaf, leaves) -> reason``, in place of the rule by names.
 
     Returns:
       ``{path: reason}``.
@@ -120,7 +124,7 @@ def pruning_reasons(
         if path in excluded:
             reasons[path] = "left out by `exclude`"
         elif where is None:
-            reasons[path] = _by_default(path, leaf, leaves)
+            reasons[path] = (by_default or _by_default)(path, leaf, leaves)
         elif path not in included:
             reasons[path] = "left out by `where`"
     return reasons

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxprune import trees
+from jaxprune.network import Network
 from jaxprune.numbers import is_traced
 from jaxprune.types import Candidates, Learner, MaskUpdate, Memory, Phase, View
 
@@ -115,6 +116,8 @@ def _from_method(method: Callable[..., Any], values: dict[str, Any]) -> Spec:
 
 def _settled(value: Any) -> Any:
     """A number for an array of one, which its owner may donate, a pattern for a list of one."""
+    if isinstance(value, Network):
+        return value.structure()
     if isinstance(value, np.generic):
         value = jnp.asarray(value)
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):

@@ -280,15 +280,15 @@ def test_recurrent_cells_contract_their_last_axis(cell: Any) -> None:
     assert found["weight_ih"] == found["weight_hh"] == ("contracted", (1,), (0,), "")
 
 
-def test_experts_and_ensembles_are_stacked_by_their_products() -> None:
+def test_experts_and_ensembles_are_outputs_side_by_side() -> None:
     def fn(params: Any, x: Any) -> Any:
         return jnp.einsum("ebd,edf->ebf", x, params["experts"])
 
     (leaf,) = jaxprune.trace(fn, {"experts": jnp.ones((4, 6, 3))}, jnp.ones((4, 2, 6))).leaves
-    assert (leaf.contracted, leaf.outputs, leaf.stacked) == ((1,), (2,), 0)
+    assert (leaf.contracted, leaf.outputs, leaf.stacked) == ((1,), (0, 2), None)
     ensemble = jax.vmap(lambda p, x: x @ p["w"], in_axes=(0, None))
     (leaf,) = jaxprune.trace(ensemble, {"w": jnp.ones((4, 6, 3))}, jnp.ones((2, 6))).leaves
-    assert (leaf.contracted, leaf.use) == ((1,), "contracted")
+    assert (leaf.contracted, leaf.outputs) == ((1,), (0, 2))
 
 
 def test_branches_count_the_dearest_and_custom_derivatives_are_walked() -> None:

@@ -7,6 +7,7 @@ import optax
 
 from jaxprune import keep, scores, views
 from jaxprune.distributions import Budget, Distribution
+from jaxprune.network import Network
 from jaxprune.numbers import step_number
 from jaxprune.schedules import constant, cycles
 from jaxprune.transform import Start, method, prune
@@ -26,6 +27,7 @@ def acdc(
     stop: int,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -51,6 +53,7 @@ def acdc(
       stop: the update by which the last dense phase has ended.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -104,7 +107,7 @@ def acdc(
             MaskUpdate(compressing, scores.magnitude, keep.largest(budget), KEPT),
         ],
         views.hard,
-        units=units_for(where, exclude, stacked=stacked),
+        units=units_for(where, exclude, stacked=stacked, network=network),
         start=start,
         phases=course,
         seed=seed,

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.numbers import checked_share, is_traced, step_number
 from jaxprune.schedules import Ramp, When, constant, cubic, either, every, once
 from jaxprune.trees import Where, by_path
@@ -269,6 +270,7 @@ def units_of_groups(
     exclude: Where | None,
     output_axis: OutputAxis,
     stacked: Stacked,
+    network: Network | None,
 ) -> Units:
     """The units of N:M sparsity: entries, of leaves whose contraction is made of groups of m.
 
@@ -279,6 +281,7 @@ def units_of_groups(
       exclude: which of them are not.
       output_axis: the axes that count a leaf's outputs.
       stacked: ``{pattern: axis}`` of scanned layers.
+      network: what was traced of the network.
 
     Returns:
       The units.
@@ -288,4 +291,4 @@ def units_of_groups(
     """
     one_of("unfit", unfit, ("refuse", "skip"))
     multiple_of = m if unfit == "skip" else 1
-    return units_for(where, exclude, output_axis, stacked, multiple_of=multiple_of)
+    return units_for(where, exclude, output_axis, stacked, multiple_of=multiple_of, network=network)

@@ -8,6 +8,7 @@ import optax
 from jaxprune import keep, scores, views
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.methods.common import check_block, check_reachable, end_of, refreshes, schedule_of
+from jaxprune.network import Network
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import Candidates, MaskUpdate
@@ -23,6 +24,7 @@ def gradual_magnitude(
     every: int = 16,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "uniform",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -44,6 +46,7 @@ def gradual_magnitude(
       every: updates between two refreshes; there is one at the ramp's end too.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "uniform", "global", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -86,7 +89,7 @@ def gradual_magnitude(
       Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878.
     """
     check_block(block, start)
-    units = units_for(where, exclude, stacked=stacked, channels=channels)
+    units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
     schedule = schedule_of(sparsity, ramp, start, units)
     check_reachable(schedule, start, units)
     budget = Budget(schedule, distribution, overrides, min_density)

@@ -15,6 +15,7 @@ from jaxprune.methods.common import (
     schedule_of,
     share_of,
 )
+from jaxprune.network import Network
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import KEPT, PRUNED, MaskUpdate, wrong
@@ -31,6 +32,7 @@ def granet(
     regrow_fraction: float | Schedule = 0.5,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -54,6 +56,7 @@ def granet(
         schedule n -> ``r_n``; with 0 it is gradual magnitude pruning.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -86,7 +89,7 @@ def granet(
       ours ranks gradients as it ranks weights: over all leaves by default, and both by leaf with
       ``distribution="uniform"`` or ``"erk"``. Our reading: regrowth ends with the ramp.
     """
-    units = units_for(where, exclude, stacked=stacked)
+    units = units_for(where, exclude, stacked=stacked, network=network)
     schedule = schedule_of(sparsity, ramp, start, units)
     end = end_of(schedule)
     if not end:

@@ -11,6 +11,7 @@ from jaxprune import keep, names, scores
 from jaxprune.fences import cut
 from jaxprune.masks.counting import floor_of_product
 from jaxprune.methods.common import check_span
+from jaxprune.network import Network
 from jaxprune.numbers import checked_share, is_traced, step_number
 from jaxprune.schedules import constant, cubic, either, once
 from jaxprune.schedules import every as each
@@ -41,6 +42,7 @@ def layer_attention(
     every: int = 1,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -82,6 +84,7 @@ def layer_attention(
         is the authors' form and costs a refresh in each.
       where: which leaves are pruned, each with its attention; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices have attentions of their own.
       seed: not used by this method's scores.
 
@@ -142,7 +145,7 @@ def layer_attention(
         inner,
         [MaskUpdate(choosing, scores.magnitude, keep.largest(attention.kept))],
         View(attention.seen, inverse=attention.inverse, decay_on=sparse_weights),
-        units=units_for(where, exclude, stacked=stacked),
+        units=units_for(where, exclude, stacked=stacked, network=network),
         learner=Learner(
             init=lambda s: s.units.layers(s.mask).full(attention_init),
             optimizer=learner,

@@ -12,6 +12,7 @@ from jaxprune.distributions import Budget, Distribution
 from jaxprune.fences import cut
 from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.numbers import is_traced
 from jaxprune.schedules import When, cycles
 from jaxprune.selection import largest_of
@@ -44,6 +45,7 @@ def magnitude_attention(
     dead_units: Literal["hold", "move"] = "hold",
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -88,6 +90,7 @@ def magnitude_attention(
         "move": they do.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -122,7 +125,7 @@ def magnitude_attention(
       exploitation. The formula of a, the floor on masked gradients, its hold between refreshes, the
       guard and the update form are our reading.
     """
-    units = units_for(where, exclude, output_axis, stacked)
+    units = units_for(where, exclude, output_axis, stacked, network=network)
     schedule = schedule_of(sparsity, ramp, start, units)
     stop = end_of(schedule) if stop is None else stop
     attention_on = attention_on or ("update" if inner is None else "gradient")

@@ -12,6 +12,7 @@ from jaxprune.distributions import Budget, Distribution
 from jaxprune.fences import cut
 from jaxprune.methods.common import refreshes, schedule_of
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import Learner, Leaves, MaskUpdate, Signals, View, check_optimizer
@@ -29,6 +30,7 @@ def movement(
     learner: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (holds no state)
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -60,6 +62,7 @@ def movement(
         same; a schedule would weigh some updates more than others, and weight decay forgets.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -99,7 +102,7 @@ def movement(
       its score, a pruned weight's too, and refreshes are skipped from then on, and counted.
     """
     check_optimizer("learner", learner)
-    units = units_for(where, exclude, output_axis, stacked)
+    units = units_for(where, exclude, output_axis, stacked, network=network)
     schedule = schedule_of(sparsity, ramp, start, units)
     budget = Budget(schedule, distribution, overrides, min_density)
     highest_stay = MaskUpdate(

@@ -8,6 +8,7 @@ from jaxprune import keep, scores, views
 from jaxprune.fences import cut
 from jaxprune.methods.common import end_of, ramp_of, refreshes, units_of_groups
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.schedules import cubic
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
@@ -26,6 +27,7 @@ def n_of_m(
     view: Literal["hard", "straight_through"] = "hard",
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     start: Start = None,
     output_axis: OutputAxis = None,
     unfit: Literal["refuse", "skip"] = "refuse",
@@ -49,6 +51,7 @@ def n_of_m(
         masks are renewed among all of them without end.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       start: first masks, by path, or a function of the first update's `Signals`; a leaf that is
         missing stays whole. A ramp begins at the sparsity of masks that are given.
       output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
@@ -86,7 +89,7 @@ def n_of_m(
     """
     one_of("view", view, ("hard", "straight_through"))
     hard, groups = view == "hard", keep.n_of_m(n, m)
-    units = units_of_groups(m, unfit, where, exclude, output_axis, stacked)
+    units = units_of_groups(m, unfit, where, exclude, output_axis, stacked, network)
     share = groups.sparsity
     course = cubic(0, 1, share) if ramp is None else ramp_of(share, ramp, start, units)
     largest_stay = MaskUpdate(

@@ -11,6 +11,7 @@ from jaxprune import keep, masks, scores
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.methods.common import Schedule, budget_of, share_of, units_of_groups
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.numbers import checked_share, step_number
 from jaxprune.schedules import Cycles, constant, cycles, once
 from jaxprune.selection import as_array
@@ -43,6 +44,7 @@ def prune_and_grow(
     unfit: Literal["refuse", "skip"] = "refuse",
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -93,6 +95,7 @@ def prune_and_grow(
         "skip" leaves them dense, and `plan` says so.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: of the first masks: "erk", "uniform", "global", densities, or a function. With
         "global" the ranking is global too.
       overrides: ``{pattern: sparsity}``, counted in the total.
@@ -155,7 +158,7 @@ def prune_and_grow(
     swap = _swap(swap_fraction, course)
     score, memory = _importance(importance, course)
     if n_of_m is None:
-        units = units_for(where, exclude, output_axis, stacked, channels)
+        units = units_for(where, exclude, output_axis, stacked, channels, network=network)
         budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
         budget = budget.together() if ranking == "global" else budget
         weakest, kept, swapped = score, keep.largest(budget), budget.less(swap)
@@ -165,7 +168,7 @@ def prune_and_grow(
             expected = "stand without `overrides`, `min_density`, `ranking`, `distribution`"
             expected += " and `channels`"
             raise ValueError(wrong("n_of_m", expected, n_of_m, "its groups are the counts"))
-        units = units_of_groups(kept.m, unfit, where, exclude, output_axis, stacked)
+        units = units_of_groups(kept.m, unfit, where, exclude, output_axis, stacked, network)
         weakest, budget = _weakest_of(score, kept.m), Budget(constant(kept.sparsity), "uniform")
         swapped = budget.less(lambda step: jnp.minimum(swap(step), 1 / kept.n))
     first = []

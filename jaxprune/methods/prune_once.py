@@ -10,6 +10,7 @@ from jaxprune import keep, masks, scores, trees
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.methods.common import units_of_groups
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.numbers import checked_share, decimal, is_traced
 from jaxprune.schedules import constant
 from jaxprune.selection import any_nan, as_array
@@ -33,6 +34,7 @@ def prune_once(
     block: tuple[int, ...] | None = None,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
     output_axis: OutputAxis = None,
@@ -57,6 +59,7 @@ def prune_once(
       block: the shape of blocks; one shorter than a leaf's means its last axes.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
       output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
@@ -95,7 +98,7 @@ def prune_once(
       Neural Networks, 2021, https://arxiv.org/abs/2104.08378, N:M.
     """
     leaves = trees.by_path(params)
-    units = units_of_groups(m or 1, unfit, where, exclude, output_axis, stacked)
+    units = units_of_groups(m or 1, unfit, where, exclude, output_axis, stacked, network)
     s = Signals(jnp.zeros((), jnp.int32), leaves, units.whole(leaves), units=units)
     ranked = scores.magnitude(s) if score is None else _scored(score, s)
     if (n is None) != (m is None) or (n is None) == (sparsity is None):

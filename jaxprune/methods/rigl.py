@@ -15,6 +15,7 @@ from jaxprune.methods.common import (
     periodic,
     share_of,
 )
+from jaxprune.network import Network
 from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import KEPT, PRUNED, MaskUpdate
@@ -31,6 +32,7 @@ def rigl(
     drop_fraction: float | Schedule = 0.3,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -56,6 +58,7 @@ def rigl(
         schedule n -> ``f_n``.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "erk", "uniform", densities, a function that returns them, or "global": then
         weights and gradients of all leaves are ranked together.
       overrides: ``{pattern: sparsity}``, counted in the total.
@@ -94,7 +97,7 @@ def rigl(
       grown weights restart at the mean of their leaf, first ones at 0.
     """
     check_block(block, start)
-    units = units_for(where, exclude, stacked=stacked)
+    units = units_for(where, exclude, stacked=stacked, network=network)
     budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
     dropped = share_of("drop_fraction", drop_fraction, lambda f: CosineDecay(f, stop))
     swapping = periodic(every, stop)

@@ -7,6 +7,7 @@ import optax
 
 from jaxprune import keep, scores, views
 from jaxprune.distributions import Budget, Distribution
+from jaxprune.network import Network
 from jaxprune.schedules import constant, once
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
@@ -21,6 +22,7 @@ def snip(
     sparsity: Any,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -38,6 +40,7 @@ def snip(
       sparsity: the share to prune, in [0, 1).
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking. A leaf that is initialised
@@ -72,5 +75,5 @@ def snip(
     """
     budget = Budget(constant(sparsity), distribution, overrides, min_density)
     most_missed = MaskUpdate(once(1), scores.saliency, keep.largest(budget), KEPT)
-    units = units_for(where, exclude, stacked=stacked)
+    units = units_for(where, exclude, stacked=stacked, network=network)
     return prune(inner, [most_missed], views.hard, units=units, start=start, seed=seed)

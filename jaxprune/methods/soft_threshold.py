@@ -9,6 +9,7 @@ import optax
 
 from jaxprune import keep
 from jaxprune.fences import cut
+from jaxprune.network import Network
 from jaxprune.numbers import is_traced
 from jaxprune.schedules import every
 from jaxprune.selection import sum_to
@@ -35,6 +36,7 @@ def soft_threshold(
     decay: Any,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     stacked: Stacked = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,6 +66,7 @@ def soft_threshold(
       decay: lambda, the weight of the penalty, 0 or more.
       where: which leaves are pruned, each with its threshold; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices have thresholds of their own.
       seed: not used by this method's scores.
 
@@ -110,7 +113,7 @@ def soft_threshold(
         inner,
         [MaskUpdate(every(1), excess, keep.above(0.0))],
         View(shrunk, inverse=_grown_back),
-        units=units_for(where, exclude, stacked=stacked),
+        units=units_for(where, exclude, stacked=stacked, network=network),
         learner=Learner(
             init=lambda s: s.units.layers(s.mask).full(threshold_init),
             optimizer=learner,

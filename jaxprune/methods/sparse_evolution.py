@@ -8,6 +8,7 @@ import optax
 from jaxprune import keep, scores, views
 from jaxprune.distributions import Distribution
 from jaxprune.methods.common import Schedule, budget_of, periodic, share_of
+from jaxprune.network import Network
 from jaxprune.schedules import constant
 from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
@@ -25,6 +26,7 @@ def sparse_evolution(
     drop_fraction: float | Schedule = 0.3,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -49,6 +51,7 @@ def sparse_evolution(
         schedule n -> f.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "erk", "uniform", densities, a function that returns them, or "global": then
         weights of all leaves are ranked together.
       overrides: ``{pattern: sparsity}``, counted in the total.
@@ -83,7 +86,7 @@ def sparse_evolution(
       ranks ``|w|`` of both. Their layers are Erdős-Rényi graphs; ours have its extension to
       kernels, exact counts, grown weights that start at 0, and one may grow that was just dropped.
     """
-    units = units_for(where, exclude, stacked=stacked)
+    units = units_for(where, exclude, stacked=stacked, network=network)
     budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
     dropped = share_of("drop_fraction", drop_fraction, constant)
     swapping = periodic(every, stop)

@@ -10,6 +10,7 @@ from jaxprune import keep, schedules, scores
 from jaxprune.fences import cut
 from jaxprune.methods.common import units_of_groups
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.numbers import is_traced
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
@@ -27,6 +28,7 @@ def sr_ste(
     every: int = 1,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     start: Start = None,
     output_axis: OutputAxis = None,
     unfit: Literal["refuse", "skip"] = "refuse",
@@ -49,6 +51,7 @@ def sr_ste(
       every: updates between two refreshes; there is one at the first update too.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       start: masks that hold before the first update, by path, or a function of its `Signals`; a
         leaf that is missing stays whole.
       output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
@@ -91,7 +94,7 @@ def sr_ste(
         raise ValueError(wrong("inner", "be an optimizer, not stand last in a chain", None, hint))
     if not is_traced(decay) and not decay >= 0:
         raise ValueError(wrong("decay", "be 0 or more", decay))
-    units = units_of_groups(m, unfit, where, exclude, output_axis, stacked)
+    units = units_of_groups(m, unfit, where, exclude, output_axis, stacked, network)
     largest_stay = MaskUpdate(
         when=schedules.either(schedules.once(1), schedules.every(every)),
         score=scores.magnitude,

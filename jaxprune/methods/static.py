@@ -7,6 +7,7 @@ import optax
 
 from jaxprune import keep, views
 from jaxprune.distributions import Budget, Distribution
+from jaxprune.network import Network
 from jaxprune.schedules import constant
 from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
@@ -23,6 +24,7 @@ def static(
     start: Start = None,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "erk",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -39,6 +41,7 @@ def static(
         update's `Signals`.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: of random masks: "erk", "uniform", "global", densities, or a function.
       overrides: ``{pattern: sparsity}`` for random masks, counted in the total.
       min_density: least share kept in each leaf of random masks that are drawn over the tree.
@@ -75,6 +78,6 @@ def static(
     if sparsity is not None:
         budget = Budget(constant(sparsity), distribution, overrides, min_density)
         first = AtRandom(keep.largest(budget))
-    units = units_for(where, exclude, stacked=stacked)
+    units = units_for(where, exclude, stacked=stacked, network=network)
     named = "masks" if start is None else "start"
     return prune(inner, [], views.hard, units=units, start=first, start_named=named, seed=seed)

@@ -11,6 +11,7 @@ from jaxprune.distributions import Budget, Distribution
 from jaxprune.fences import cut
 from jaxprune.methods.common import refreshes, schedule_of
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import Leaves, MaskUpdate, Signals, View, one_of
@@ -27,6 +28,7 @@ def straight_through(
     every: int = 16,
     where: Where | None = None,
     exclude: Where | None = None,
+    network: Network | None = None,
     distribution: Distribution = "global",
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
@@ -49,6 +51,7 @@ def straight_through(
       every: updates between two refreshes; there is one at the ramp's end too.
       where: which leaves are pruned; replaces the default rule.
       exclude: which leaves are not pruned, beside ``where`` or the default rule; they do not count.
+      network: what `jaxprune.trace` knows of the network, in place of what names suggest.
       distribution: "global", "uniform", "erk", densities, or a function that returns them.
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
@@ -87,7 +90,7 @@ def straight_through(
       guard is ours.
     """
     one_of("dead_units", dead_units, ("hold", "move"))
-    units = units_for(where, exclude, output_axis, stacked)
+    units = units_for(where, exclude, output_axis, stacked, network=network)
     schedule = schedule_of(sparsity, ramp, start, units)
     budget = Budget(schedule, distribution, overrides, min_density)
     guard = guarded() if dead_units == "hold" else None

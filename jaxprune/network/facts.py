@@ -37,8 +37,8 @@ class Leaf(NamedTuple):
         or contracted along different axes in different places; "factor" of a weight that others
         make; "multiplied", "added", "placed", "other"; or "unused".
       contracted: the axes along which its products sum, in the order of memory, the fastest last.
-      outputs: the axes that count outputs.
-      stacked: the axis along which it stacks layers; None if it does not.
+      outputs: the axes that count outputs; those of experts, which are side by side, too.
+      stacked: the axis of layers that are scanned; None if it has none.
       flops: of its products in one call, two a multiplication.
       norm: the scale of the norm that all its outputs go through; empty if there is none.
       biases: what is added to its outputs, behind the norm if there is one.
@@ -73,6 +73,11 @@ class Network(NamedTuple):
         found = {leaf.path: leaf for leaf in self.leaves}
         trees.known(path, found, "params", "have the leaves that `network` was traced with")
         return found[path]
+
+    def structure(self) -> "Network":
+        """What decides masks: without costs and lines, which change with the batch and the file."""
+        leaves = (leaf._replace(flops=0.0, lines=()) for leaf in self.leaves)
+        return Network(tuple(leaves))
 
     def to_json(self) -> str:
         """The network as JSON, for `network_from_json`."""
@@ -255,22 +260,21 @@ def _leaf(
     """What a leaf is by its products and other uses."""
     products = [p for p in made if p.contracted and not p.looked_up]
     looked_up = "looked up" in uses or any(p.looked_up for p in made)
-    ways = {(p.contracted, p.outputs, p.batch) for p in products}
+    ways = {(p.contracted, tuple(sorted({*p.outputs, *p.batch}))) for p in products}
     # Of two weights that are multiplied the larger is taken for the layer's, the other for data.
     others = [sum(sizes.get(other, 0) for other in p.others) for p in products if p.others]
     factor = any(size >= sizes[path] for size in others) or bool(others and len(ways) > 1)
-    stacks = _stacks(uses).union(*(p.batch for p in products))
     leaf = Leaf(
         path,
         shape,
         _use(uses, bool(products), looked_up, factor, len(ways)),
-        stacked=min(stacks, default=None),
+        stacked=min(_stacks(uses), default=None),
         flops=sum(p.flops for p in made),
         lines=tuple(dict.fromkeys(p.line for p in made)),
     )
     if leaf.use != "contracted":
         return leaf
-    ((contracted, outputs, _),) = ways
+    ((contracted, outputs),) = ways
     return leaf._replace(contracted=contracted, outputs=outputs)
 
 
@@ -295,7 +299,7 @@ def _behind(leaf: Leaf, ends: Sequence[Met], beside: set[str]) -> Leaf:
       ends: what its outputs have met by the time that they are used otherwise.
       beside: the leaves whose axes are all outputs of this one.
     """
-    own = [[(how, p) for how, p in met if not p.startswith(ALSO)] for met in ends]
+    own = [tuple(step for step in met if not step[1].startswith(ALSO)) for met in ends]
     norms = {_norm(met, beside) for met in ends}
     norm = norms.pop() if len(norms) == 1 else ""
     biases = [_added(met, norm, beside) for met in own]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxprune.names import OutputAxis
+from jaxprune.network import Network
 from jaxprune.trees import Where
 from jaxprune.types import wrong
 from jaxprune.units.channels import Channels as Channels
@@ -48,6 +49,7 @@ def units_for(
     stacked: Stacked = None,
     channels: Groups | None = None,
     multiple_of: int = 1,
+    network: Network | None = None,
 ) -> Units:
     """The units that a method's arguments mean.
 
@@ -58,6 +60,7 @@ def units_for(
       stacked: ``{pattern: axis}`` of leaves that stack layers.
       channels: ``{name: Group}``, in place of all of these.
       multiple_of: leaves that do not sum a multiple of so many inputs are left out.
+      network: what `trace` knows of the network, in place of what names suggest.
 
     Returns:
       Entries of the leaves that the rule prunes, or channels.
@@ -72,8 +75,9 @@ def units_for(
       ['hidden']
     """
     if channels is None:
-        return Entries(where, exclude, output_axis, stacked, multiple_of)
+        return Entries(where, exclude, output_axis, stacked, multiple_of, network)
     given = {"where": where, "exclude": exclude, "output_axis": output_axis, "stacked": stacked}
+    given["network"] = network
     for name, value in given.items():
         if value is not None:
             expected = "be None beside `channels`, which name their leaves"

@@ -10,10 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import names, trees
+from jaxprune.network import Network
 from jaxprune.types import Leaves, hashable, wrong
 from jaxprune.units.layers import Layers, stack_axes
 
 Axes = tuple[int, ...] | None
+
+WHY_NOT = {
+    "table": "a table, of which rows are looked up",
+    "tied": "used in two ways: name it by `where` to prune it nevertheless",
+    "factor": "a factor of a weight that others make",
+}
+"""What `plan` says of leaves that are contracted with no data."""
 
 
 @jax.tree_util.register_static
@@ -27,6 +35,7 @@ class Entries:
       output_axis: the axes of a leaf that count its outputs, where the rule by names is wrong.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
       multiple_of: leaves that do not sum a multiple of so many inputs are left out, too.
+      network: what was traced of the network; names are asked only where there is none.
     """
 
     where: Any = None
@@ -34,11 +43,14 @@ class Entries:
     output_axis: Any = None
     stacked: Any = None
     multiple_of: int = 1
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         """Brings what was given into a form that can be hashed."""
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, hashable(getattr(self, field.name)))
+        if self.network is not None:
+            object.__setattr__(self, "network", self.network.structure())
 
     def whole(self, leaves: Leaves) -> dict[str, jax.Array]:
         """All-kept masks of the leaves that the rule prunes; what cannot be pruned fails here."""
@@ -67,7 +79,8 @@ class Entries:
 
     def reasons(self, leaves: Leaves) -> dict[str, str]:
         """Why each leaf is not pruned; an empty string for those that are."""
-        reasons = names.pruning_reasons(leaves, self.where, self.exclude)
+        by_default = None if self.network is None else self._traced_reason
+        reasons = names.pruning_reasons(leaves, self.where, self.exclude, by_default)
         if self.multiple_of == 1:
             return reasons
         pruned = {path: leaves[path] for path, reason in reasons.items() if not reason}
@@ -108,15 +121,19 @@ class Entries:
 
     def stacks(self, leaves: Leaves) -> dict[str, int]:
         """Along which axis leaves stack layers."""
-        return stack_axes(leaves, _about(self.stacked or {}, leaves))
+        said = stack_axes(leaves, _about(self.stacked or {}, leaves))
+        if self.network is None:
+            return said
+        traced = {path: self.network.leaf(path).stacked for path in leaves}
+        return {path: axis for path, axis in traced.items() if axis is not None} | said
 
     def output_axes(self, leaves: Leaves) -> dict[str, Axes]:
         """Which axes of each leaf count its outputs; None where nothing says it."""
-        return self._of_slices(names.output_axes, leaves)
+        return self._of_slices(names.output_axes, "outputs", leaves)
 
     def contraction_axes(self, leaves: Leaves) -> dict[str, Axes]:
         """Along which axes of each leaf inputs are summed, the fastest last; None if unknown."""
-        return self._of_slices(names.contraction_axes, leaves)
+        return self._of_slices(names.contraction_axes, "contracted", leaves)
 
     def inputs(self, leaves: Leaves) -> dict[str, int | None]:
         """How many inputs each output of a leaf sums; None if unknown."""
@@ -141,13 +158,30 @@ class Entries:
                 living[path] = jnp.any(masks[path], axis=inputs, keepdims=True)
         return living
 
-    def _of_slices(self, rule: Any, leaves: Leaves) -> dict[str, Axes]:
-        """What a rule says of leaves, or of the slices of stacked ones; in the axes of the leaf."""
+    def _traced_reason(self, path: str, leaf: Any, leaves: Leaves) -> str:
+        """Why a leaf is not pruned: it is contracted with no data, as the network was traced."""
+        del leaf, leaves
+        assert self.network is not None
+        use = self.network.leaf(path).use
+        return "" if use == "contracted" else WHY_NOT.get(use, use)
+
+    def _of_slices(self, rule: Any, traced: str, leaves: Leaves) -> dict[str, Axes]:
+        """What is known of leaves, or of the slices of stacked ones; in the axes of the leaf.
+
+        By what was given; else by the network, where there is one; else by a rule for names.
+        """
         stacks = self.stacks(leaves)
         slices = {path: _slice(leaf, stacks.get(path)) for path, leaf in leaves.items()}
         given = self.output_axis
         found = rule(slices, _about(given, leaves) if isinstance(given, Mapping) else given)
-        return {path: _in_the_leaf(axes, stacks.get(path)) for path, axes in found.items()}
+        found = {path: _in_the_leaf(axes, stacks.get(path)) for path, axes in found.items()}
+        if self.network is None or (given is not None and not isinstance(given, Mapping)):
+            return found
+        said = trees.by_pattern(_about(given, leaves), leaves, "output_axis") if given else {}
+        for path in (path for path in found if path not in said):
+            leaf = self.network.leaf(path)
+            found[path] = getattr(leaf, traced) if leaf.use == "contracted" else None
+        return found
 
 
 def _about(said: Any, leaves: Leaves) -> Any:
