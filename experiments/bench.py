@@ -289,7 +289,7 @@ def temporaries(compiled: Any, params: Any) -> float:
 
 
 LEAVES = 3
-WHERE = "bytes a parameter on one device, on 8 on an Auto mesh, on an Explicit one"
+WHERE = "one device; 8, Auto mesh; Explicit"
 
 
 def sharded_params(axis: jax.sharding.AxisType) -> tuple[jax.sharding.Mesh, Any]:
@@ -352,8 +352,8 @@ def program_rows() -> list[Row]:
     for method, wrap in {**METHODS, **OTHERS}.items():
         compiled, _ = program(wrap(OPTIMIZERS["sgd-momentum"]), params)
         memory = [mesh["temporaries"][method] for mesh in meshes.values()]
-        measured = ", ".join(f"{bytes_:.2f}" for bytes_ in (temporaries(compiled, params), *memory))
-        rows.append((f"temporaries of a step with refresh, {method}: {WHERE}", measured, "<= 2.0"))
+        measured = "; ".join(f"{bytes_:.2f}" for bytes_ in (temporaries(compiled, params), *memory))
+        rows.append((f"temporaries, bytes a parameter ({WHERE}), {method}", measured, "<= 2.0"))
     for name, mesh in meshes.items():
         large, small = mesh["collectives"]
         what = f"sharded step with refresh, {LEAVES} leaves, {name} mesh: collectives"
