@@ -323,7 +323,8 @@ def _is_stacked(path: str, leaves: Leaves) -> bool:
         if _QUERY(module) or _KEY_OR_VALUE(module):
             queries += [(leaf.shape, bool(_QUERY(module)))] if inside else []
             continue
-        others.append(leaf.shape)
+        if leaf.shape[1] > 2 or not _FEEDS_FORWARD(other.lower()):  # the two of a gated layer
+            others.append(leaf.shape)
         outs += [leaf.shape] if inside and _OUT(module) else []
     apart = any(query[1:] != out[:2] for query, asks in queries if asks for out in outs)
     return apart or any(query[0] == other[0] for query, _ in queries for other in others)

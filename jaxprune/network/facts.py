@@ -149,15 +149,14 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, also: Any = None) -> 
 
     Examples:
       >>> import jax.numpy as jnp, jaxprune
-      >>> params = {"table": jnp.ones((9, 4)), "head": {"w": jnp.ones((2, 4)), "b": jnp.ones(2)}}
+      >>> params = {"table": jnp.ones((9, 4)), "head": jnp.ones((2, 4))}
       >>> def fn(params, tokens):
-      ...     return params["table"][tokens] @ params["head"]["w"].T + params["head"]["b"]
+      ...     return params["table"][tokens] @ params["head"].T
       >>> net = jaxprune.trace(fn, params, jnp.zeros(5, int))
       >>> print(net)
-      leaf    shape  is          sums  outputs  FLOPs   norm
-      head/b  2      added
-      head/w  2x4    contracted  1     0        100.0%
-      table   9x4    table
+      leaf   shape  is          sums  outputs  FLOPs   norm
+      head   2x4    contracted  1     0        100.0%
+      table  9x4    table
     """
     leaves, others = _arrays(params), {ALSO + p: x for p, x in _arrays(also).items()}
     if not leaves:
