@@ -48,7 +48,7 @@ def of_equinox(module: Any, *args: Any) -> Network:
 def facts(net: Network) -> dict[str, tuple[Any, ...]]:
     """Of each leaf what it is, and of a contracted one its axes and the norm behind it."""
     return {
-        leaf.path: (leaf.use, leaf.contracted, leaf.outputs, leaf.norm)
+        leaf.path: (leaf.use, leaf.contracted, leaf.outputs, *leaf.norm[:1])
         if leaf.use == "contracted"
         else (leaf.use,)
         for leaf in net.leaves
@@ -108,24 +108,35 @@ def test_a_norm_follows_the_convolutions_of_a_resnet(train: bool) -> None:
         net = of_linen(ResNet(), IMAGES)
     block, sums = "Block_0/", (0, 1, 2)
     found = facts(net)
-    assert found["stem/kernel"] == ("contracted", sums, (3,), "")
+    assert found["stem/kernel"] == ("contracted", sums, (3,))
     assert net.leaf("stem/kernel").biases == ("stem/bias",)
     for k in (0, 1):
         norm = f"{block}BatchNorm_{k}/"
         assert found[f"{block}Conv_{k}/kernel"] == ("contracted", sums, (3,), f"{norm}scale")
-        assert net.leaf(f"{block}Conv_{k}/kernel").biases == (f"{norm}bias",)
+        assert net.leaf(f"{block}Conv_{k}/kernel").norm == (f"{norm}scale", f"{norm}bias")
+        assert net.leaf(f"{block}Conv_{k}/kernel").biases == ()
         assert found[f"{norm}scale"] == ("multiplied",)
         assert found[f"{norm}bias"] == ("added",)
-    assert found["head/kernel"] == ("contracted", (0,), (1,), "")
+    assert found["head/kernel"] == ("contracted", (0,), (1,))
     assert net.unknown == ()
 
 
 def test_a_norm_before_a_convolution_is_not_its_own() -> None:
     """By name alone the first norm of a block looks like that of the stem before it."""
     net = of_linen(ResNet(before=True), IMAGES)
-    assert net.leaf("stem/kernel").norm == ""  # its output is added to the block's, too
-    assert net.leaf("Block_0/Conv_0/kernel").norm == "Block_0/BatchNorm_1/scale"
-    assert net.leaf("Block_0/Conv_1/kernel").norm == ""
+    assert net.leaf("stem/kernel").norm == ()  # its output is added to the block's, too
+    assert net.leaf("Block_0/Conv_0/kernel").norm[0] == "Block_0/BatchNorm_1/scale"
+    assert net.leaf("Block_0/Conv_1/kernel").norm == ()
+
+
+def test_a_bias_before_a_norm_and_one_behind_it_are_told_apart() -> None:
+    class Layer(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return linen.relu(linen.LayerNorm(name="norm")(linen.Dense(4, name="body")(x)))
+
+    leaf = of_linen(Layer(), jnp.ones((2, 3))).leaf("body/kernel")
+    assert (leaf.biases, leaf.norm) == (("body/bias",), ("norm/scale", "norm/bias"))
 
 
 def test_kernels_of_every_layout_say_where_their_outputs_are() -> None:
@@ -137,11 +148,11 @@ def test_kernels_of_every_layout_say_where_their_outputs_are() -> None:
             return linen.Conv(14, (3, 3), feature_group_count=7, name="grouped")(x)
 
     found = facts(of_linen(Transposed(), IMAGES))
-    assert found["up/kernel"] == ("contracted", (0, 1, 2), (3,), "")
-    assert found["turned/kernel"] == ("contracted", (0, 1, 3), (2,), "")
-    assert found["grouped/kernel"] == ("contracted", (0, 1, 2), (3,), "")
+    assert found["up/kernel"] == ("contracted", (0, 1, 2), (3,))
+    assert found["turned/kernel"] == ("contracted", (0, 1, 3), (2,))
+    assert found["grouped/kernel"] == ("contracted", (0, 1, 2), (3,))
     found = facts(of_equinox(eqx.nn.Conv2d(3, 6, 3, key=jax.random.key(0)), jnp.ones((2, 3, 8, 8))))
-    assert found["weight"] == ("contracted", (2, 3, 1), (0,), "")
+    assert found["weight"] == ("contracted", (2, 3, 1), (0,))
 
 
 # --------------------------------------------------------------------------------------- attention
@@ -171,8 +182,8 @@ def test_einsums_say_what_no_name_does() -> None:
 
     net = jaxprune.trace(fn, params, jnp.ones((2, 5, 16)))
     assert facts(net) == {
-        "mix": ("contracted", (1,), (0, 2), ""),
-        "qkv": ("contracted", (2,), (0, 1, 3), ""),
+        "mix": ("contracted", (1,), (0, 2)),
+        "qkv": ("contracted", (2,), (0, 1, 3)),
     }
 
 
@@ -181,7 +192,7 @@ def test_a_contraction_over_several_axes_is_in_the_order_of_memory() -> None:
         return jnp.einsum("abc,ocb->ao", x, params["w"])
 
     net = jaxprune.trace(fn, {"w": jnp.ones((6, 3, 2))}, jnp.ones((4, 2, 3)))
-    assert facts(net) == {"w": ("contracted", (1, 2), (0,), "")}
+    assert facts(net) == {"w": ("contracted", (1, 2), (0,))}
 
 
 # ----------------------------------------------------------------------------- tables and factors
@@ -223,7 +234,7 @@ def test_factors_of_a_weight_are_no_layers() -> None:
         return x @ (params["g"] * whole / jnp.linalg.norm(whole, axis=0))
 
     found = facts(jaxprune.trace(fn, params, jnp.ones((3, 8))))
-    assert found["w"] == ("contracted", (0,), (1,), "")
+    assert found["w"] == ("contracted", (0,), (1,))
     assert [found[name] for name in "abg"] == [("factor",)] * 3
 
 
@@ -277,7 +288,7 @@ def test_recurrent_cells_contract_their_last_axis(cell: Any) -> None:
         return lax.scan(lambda carry, x: (own(x, carry), None), start, xs)[0]
 
     found = facts(jaxprune.trace(fn, params, jnp.ones((7, 5))))
-    assert found["weight_ih"] == found["weight_hh"] == ("contracted", (1,), (0,), "")
+    assert found["weight_ih"] == found["weight_hh"] == ("contracted", (1,), (0,))
 
 
 def test_experts_and_ensembles_are_outputs_side_by_side() -> None:
@@ -306,7 +317,7 @@ def test_branches_count_the_dearest_and_custom_derivatives_are_walked() -> None:
 
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 4)), "c": jnp.ones((4, 4))}
     net = jaxprune.trace(fn, params, jnp.ones((2, 3)))
-    assert facts(net) == dict.fromkeys("abc", ("contracted", (0,), (1,), ""))
+    assert facts(net) == dict.fromkeys("abc", ("contracted", (0,), (1,)))
     assert net.leaf("b").flops == 2 * (2 * 2 * 4 * 4)
 
 
@@ -340,7 +351,7 @@ def test_what_has_no_rule_is_named_with_its_line_and_everything_else_is_known() 
 
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 4))}
     net = jaxprune.trace(fn, params, jnp.ones((2, 3)))
-    assert facts(net) == dict.fromkeys("ab", ("contracted", (0,), (1,), ""))
+    assert facts(net) == dict.fromkeys("ab", ("contracted", (0,), (1,)))
     (unknown,) = net.unknown
     assert unknown.startswith("fft at test_network.py:")
     assert "without a rule: fft at test_network.py" in str(net)

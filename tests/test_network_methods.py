@@ -168,3 +168,25 @@ def test_a_trace_with_another_batch_is_the_same_rule() -> None:
         return jaxprune.gradual_magnitude(sgd(), sparsity=0.5, ramp=(0, 1), network=net)
 
     method(1).update(params, method(7).init(params), params)
+
+
+def test_layer_attention_scales_the_bias_of_a_layer_whatever_it_is_called() -> None:
+    params = drawn(first=(4, 6), shift=(6,), second=(6, 3), bias=(3,))
+
+    def fn(params: Any, x: Any) -> Any:
+        x = jnp.tanh(x @ params["first"] + params["shift"][None])
+        return x @ params["second"] * 2.0
+
+    net = jaxprune.trace(fn, params, jnp.ones((2, 4)))
+    assert net.leaf("bias").use == "unused"
+    tx = jaxprune.layer_attention(
+        sgd(),
+        **{"sparsity": 0.5, "learner": optax.set_to_zero(), "attention_init": 0.5, "ramp": None},
+        network=net,
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, state = tx.update(zeros, tx.init(params), params)
+    after: Any = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["shift"], params["shift"] / 2)
+    np.testing.assert_array_equal(after["bias"], params["bias"])
+    jaxprune.verify(after, state)

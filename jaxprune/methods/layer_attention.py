@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import keep, names, scores
+from jaxprune import keep, scores
 from jaxprune.fences import cut
 from jaxprune.masks.counting import floor_of_product
 from jaxprune.methods.common import check_span
@@ -210,7 +210,7 @@ class _Attention(NamedTuple):
         """The attention at the kernel and the bias of each layer."""
         return {
             place: factor_of(s.learned[path], s.dense[place], place)
-            for path, biases in names.biases_of(s.mask, s.dense).items()
+            for path, biases in s.units.biases(s.mask, s.dense).items()
             for place in (path, *biases)
         }
 

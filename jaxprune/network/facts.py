@@ -40,8 +40,9 @@ class Leaf(NamedTuple):
       outputs: the axes that count outputs; those of experts, which are side by side, too.
       stacked: the axis of layers that are scanned; None if it has none.
       flops: of its products in one call, two a multiplication.
-      norm: the scale of the norm that all its outputs go through; empty if there is none.
-      biases: what is added to its outputs, behind the norm if there is one.
+      norm: the scale of the norm that all its outputs go through, and what is added behind it;
+        empty if there is none.
+      biases: what is added to its outputs themselves.
       lines: where it is used.
     """
 
@@ -52,7 +53,7 @@ class Leaf(NamedTuple):
     outputs: tuple[int, ...] = ()
     stacked: int | None = None
     flops: float = 0.0
-    norm: str = ""
+    norm: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
 
@@ -95,7 +96,7 @@ class Network(NamedTuple):
                 ", ".join(map(str, leaf.contracted)),
                 ", ".join(map(str, leaf.outputs)),
                 f"{leaf.flops / total:.1%}" if leaf.flops else "",
-                leaf.norm,
+                next(iter(leaf.norm), ""),
             )
             for leaf in self.leaves
         ]
@@ -300,10 +301,11 @@ def _behind(leaf: Leaf, ends: Sequence[Met], beside: set[str]) -> Leaf:
     """
     own = [tuple(step for step in met if not step[1].startswith(ALSO)) for met in ends]
     norms = {_norm(met, beside) for met in ends}
-    norm = norms.pop() if len(norms) == 1 else ""
-    biases = [_added(met, norm, beside) for met in own]
-    shared = [path for path in biases[0] if all(path in each for each in biases)] if biases else ()
-    return leaf._replace(norm=norm, biases=tuple(shared))
+    scale = norms.pop() if len(norms) == 1 else ""
+    after = [met[met.index(("multiplied", scale)) + 1 :] for met in own] if scale else []
+    behind = _shared([_added(met, beside) for met in after])
+    biases = _shared([_added(met, beside) for met in own])
+    return leaf._replace(norm=(scale, *behind) if scale else (), biases=biases)
 
 
 def _norm(met: Met, beside: set[str]) -> str:
@@ -315,16 +317,17 @@ def _norm(met: Met, beside: set[str]) -> str:
     return scale if scale in beside else ""
 
 
-def _added(met: Met, norm: str, beside: set[str]) -> list[str]:
-    """The biases behind the norm, or without one before the first factor."""
-    begin = met.index(("multiplied", norm)) + 1 if norm else 0
-    found = []
-    for how, path in met[begin:]:
-        if how == "multiplied":
-            break
-        if how == "added" and path in beside:
-            found.append(path)
-    return found
+def _added(met: Met, beside: set[str]) -> list[str]:
+    """What is added to a layer's outputs before the first factor."""
+    factors = [k for k, (how, _) in enumerate(met) if how == "multiplied"]
+    until = met[: factors[0]] if factors else met
+    return [path for how, path in until if how == "added" and path in beside]
+
+
+def _shared(found: list[list[str]]) -> tuple[str, ...]:
+    """What is in all of several lists."""
+    first = found[0] if found else []
+    return tuple(path for path in first if all(path in each for each in found))
 
 
 def _lies_along(axes: Iterable[Axis], outputs: set[int], roots: np.ndarray) -> bool:

@@ -143,6 +143,13 @@ class Entries:
             for path, a in axes.items()
         }
 
+    def biases(self, masks: Leaves, leaves: Leaves) -> dict[str, list[str]]:
+        """The biases of each layer, among all leaves: by the network, else by names."""
+        if self.network is None:
+            return names.biases_of(masks, leaves)
+        found = {path: self.network.leaf(path).biases for path in masks}
+        return {path: [bias for bias in biases if bias in leaves] for path, biases in found.items()}
+
     def living(self, masks: Leaves) -> dict[str, jax.Array]:
         """Which output units have a weight left, broadcastable; of leaves whose outputs are known.
 
