@@ -333,7 +333,7 @@ def test_readers_reach_all_members() -> None:
     tiny.same_bits(jaxprune.view_params(params, state), params)
     doubled = optax.tree.map_params(gradual(), lambda x: 2 * x, state)
     assert jax.tree.structure(doubled) == jax.tree.structure(state)
-    with pytest.raises(ValueError, match="`tree` must have every leaf that is pruned"):
+    with pytest.raises(ValueError, match="`tree` must be those of the state, and have every leaf"):
         jaxprune.project({"conv_0": params["conv_0"]}, state)
 
 
