@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -232,15 +232,15 @@ def _network(walk: Walk, leaves: Mapping[str, Any], axes: Mapping[str, list[Axis
         sites[product.path][site] = product
     sizes = {path: x.size for path, x in leaves.items()}
     stacks = {path: _stacks(uses.get(path, set())) for path in leaves}
-    sliced = {p: [a for k, a in enumerate(axes[p]) if k not in stacks[p]] for p in leaves}
+    along = {p: _along(axes[p], roots, stacks[p]) for p in leaves}
     found = []
     for path, x in leaves.items():
         made = [*sites[path].values()]
         leaf = _leaf(path, tuple(x.shape), uses.get(path, set()), made, sizes)
         if leaf.use == "contracted":
             met = [each for at in sites[path] for each in ends.get(at[:-2], ())]
-            outputs = {int(r) for k in leaf.outputs for r in roots[axes[path][k].ids]} | {FIXED}
-            leaf = _behind(leaf, met, {p for p in leaves if _lies_along(sliced[p], outputs, roots)})
+            outputs = _along([axes[path][k] for k in leaf.outputs], roots) | {FIXED}
+            leaf = _behind(leaf, met, {p for p in leaves if along[p] and along[p] <= outputs})
         found.append(leaf)
     return Network(tuple(found), tuple(dict.fromkeys(walk.notes.unknown.values())))
 
@@ -330,7 +330,7 @@ def _shared(found: list[list[str]]) -> tuple[str, ...]:
     return tuple(path for path in first if all(path in each for each in found))
 
 
-def _lies_along(axes: Iterable[Axis], outputs: set[int], roots: np.ndarray) -> bool:
-    """Whether all axes of a leaf are some of a layer's outputs; but axes of one."""
-    axes = [axis for axis in axes if axis.size > 1]
-    return bool(axes) and all({int(r) for r in roots[axis.ids]} <= outputs for axis in axes)
+def _along(axes: Iterable[Axis], roots: np.ndarray, but: Container[int] = ()) -> set[int]:
+    """The ids along some axes of a leaf; axes of one have none."""
+    kept = [roots[axis.ids] for k, axis in enumerate(axes) if k not in but and axis.size > 1]
+    return set(np.concatenate(kept).tolist()) if kept else set()
