@@ -30,6 +30,7 @@ from jaxprune.methods.static import static as static
 from jaxprune.methods.straight_through import straight_through as straight_through
 from jaxprune.network import Network as Network
 from jaxprune.network import network_from_json as network_from_json
+from jaxprune.network import register_rule as register_rule
 from jaxprune.network import trace as trace
 from jaxprune.readers import get_learned as get_learned
 from jaxprune.readers import get_masks as get_masks
@@ -102,6 +103,7 @@ __all__ = [
     "prune_and_grow",
     "prune_once",
     "rebase",
+    "register_rule",
     "rigl",
     "schedules",
     "scores",

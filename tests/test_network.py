@@ -1,18 +1,16 @@
 """What a traced network knows of its leaves: facts written by hand, framework by framework."""
 
-import json
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import linen, nnx
 from jax import lax
 
 import jaxprune
-from jaxprune.network import Leaf, Network
+from jaxprune.network import Network
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -319,47 +317,3 @@ def test_branches_count_the_dearest_and_custom_derivatives_are_walked() -> None:
     net = jaxprune.trace(fn, params, jnp.ones((2, 3)))
     assert facts(net) == dict.fromkeys("abc", ("contracted", (0,), (1,)))
     assert net.leaf("b").flops == 2 * (2 * 2 * 4 * 4)
-
-
-# ------------------------------------------------------------------------------- the value as such
-
-
-def test_a_network_is_static_and_goes_through_json() -> None:
-    net, again = (of_linen(ResNet(), IMAGES) for _ in range(2))
-    assert net == again
-    assert hash(net) == hash(again)
-    assert jaxprune.network_from_json(net.to_json()) == net
-    json.loads(net.to_json())
-    assert len(str(net).splitlines()) == 1 + len(net.leaves)
-
-
-def test_shapes_are_all_that_is_read() -> None:
-    def fn(params: Any, x: Any) -> Any:
-        return x @ params["w"]
-
-    params = {"w": jnp.ones((3, 2))}
-    net = jaxprune.trace(fn, shapes_of(params), jax.ShapeDtypeStruct((1, 3), jnp.float32))
-    assert net == jaxprune.trace(fn, params, np.ones((1, 3), "f4"))
-    assert net.leaves[0]._replace(lines=()) == Leaf(
-        "w", (3, 2), "contracted", (0,), (1,), flops=2.0 * 3 * 2
-    )
-
-
-def test_what_has_no_rule_is_named_with_its_line_and_everything_else_is_known() -> None:
-    def fn(params: Any, x: Any) -> Any:
-        return jnp.fft.fft(x @ params["a"]).real @ params["b"]
-
-    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 4))}
-    net = jaxprune.trace(fn, params, jnp.ones((2, 3)))
-    assert facts(net) == dict.fromkeys("ab", ("contracted", (0,), (1,)))
-    (unknown,) = net.unknown
-    assert unknown.startswith("fft at test_network.py:")
-    assert "without a rule: fft at test_network.py" in str(net)
-
-
-def test_leaves_that_are_not_there_and_params_without_arrays_are_refused() -> None:
-    net = jaxprune.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((1, 3)))
-    with pytest.raises(ValueError, match=r"`params` must have the leaves .* got 'v': near .* w"):
-        net.leaf("v")
-    with pytest.raises(ValueError, match="`params` must hold an array"):
-        jaxprune.trace(lambda p, x: x, {}, jnp.ones(3))

@@ -207,7 +207,8 @@ def _program(fn: Callable[..., Any], params: Any, args: Any, also: Any) -> Any:
             trees.from_paths(tree, {**trees.by_path(tree), **dict(zip(own, new, strict=True))})
             for tree, own, new in zip(given, leaves, arrays, strict=True)
         ]
-        return fn(*whole, *structure.unflatten(filled))
+        outputs = fn(*whole, *structure.unflatten(filled))
+        return [x for x in jax.tree.leaves(outputs) if hasattr(x, "shape")]
 
     arrays = [[*map(_shape, own.values())] for own in leaves]  # lists keep the order of paths
     return jax.make_jaxpr(call)(arrays, [_shape(nodes[k]) for k in places])
