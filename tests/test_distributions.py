@@ -182,7 +182,7 @@ def test_what_wrong_input_gets(call, message):
     [
         (lambda: Budget(constant(0.5), "ekr"), "`distribution` must be global, .* got 'ekr'"),
         (lambda: Budget(constant(0.5), {"a": 1.5}), r"`distribution\['a'\]` must lie in \[0, 1\]"),
-        (lambda: Budget(lambda n: 0.5, {"a": 0.5}), "`schedule` must be a ramp"),
+        (lambda: Budget(lambda n: 0.5, {"a": 0.5}), "`distribution` must be no tree of dens"),
         (lambda: Budget(constant(0.5), overrides={"a": 1.0}), r"`overrides\['a'\]` must lie"),
         (lambda: Budget(constant(0.5), min_density=5), r"`min_density` .* did you mean 0.05"),
         (

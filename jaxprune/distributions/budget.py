@@ -92,8 +92,8 @@ class Budget:
         if isinstance(given, str) or callable(given):
             return given
         if not isinstance(self.schedule, Ramp):
-            expected = "be a ramp where `distribution` is a tree of densities"
-            raise ValueError(wrong("sparsity", expected, self.schedule))
+            expected = "be no tree of densities where sparsity follows a schedule that is no ramp"
+            raise ValueError(wrong("distribution", expected, given))
         return _checked_densities(by_path(given))
 
     def less(self, share: Callable[[Any], Any]) -> "Budget":
