@@ -118,8 +118,8 @@ def prune_once(
         budget = Budget(constant(sparsity), distribution, overrides, min_density)
         kept = keep.in_blocks(keep.largest(budget), block)
     found = kept({path: _lazy(x) for path, x in ranked.items()}, s, {})
-    if not is_traced(found.nan) and found.nan:
-        raise ValueError(wrong("params" if score is None else "score", "have no NaN", "NaN"))
+    if score is not None and not is_traced(found.nan) and found.nan:
+        raise ValueError(wrong("score", "have no NaN", "NaN"))  # a weight that is NaN ranks last
     mask = dict(found.masks)
     pruned = {**leaves, **masked(leaves, units.support(mask, leaves))}
     return trees.from_paths(params, pruned), units.packed(mask, params)
