@@ -323,7 +323,7 @@ def _is_stacked(path: str, leaves: Leaves) -> bool:
         if _QUERY(module) or _KEY_OR_VALUE(module):
             queries += [(leaf.shape, bool(_QUERY(module)))] if inside else []
             continue
-        if leaf.shape[1] > 2 or not _FEEDS_FORWARD(other.lower()):  # the two of a gated layer
+        if leaf.shape[1] > 2:  # two may be those of a gated layer
             others.append(leaf.shape)
         outs += [leaf.shape] if inside and _OUT(module) else []
     apart = any(query[1:] != out[:2] for query, asks in queries if asks for out in outs)
