@@ -62,9 +62,10 @@ class largest:
         if not isinstance(given, Mapping):
             return {tuple(scores): given}
         counts = {(site,) if isinstance(site, str) else site: n for site, n in given.items()}
-        for site in (site for sites in counts for site in sites):
+        named = {site for sites in counts for site in sites}
+        for site in sorted(named):
             trees.known(site, scores, "budget", "return numbers of sites that are ranked")
-        if left := {*scores} - {site for sites in counts for site in sites}:
+        if left := {*scores} - named:
             expected = "return a number for every site that is ranked"
             raise ValueError(wrong("budget", expected, f"none for '{min(left)}'"))
         return counts
@@ -128,9 +129,8 @@ class n_of_m:
         written = {site: as_array(score) for site, score in scores.items()}
         for site, m in kept.items():
             x = written[site]
-            below = jnp.where(
-                x == jnp.inf, jnp.finfo(x.dtype).max, x
-            )  # a minimum flushes denormals
+            # Not by a minimum, which takes denormals for 0.
+            below = jnp.where(x == jnp.inf, jnp.finfo(x.dtype).max, x)
             written[site] = jnp.where(m, jnp.inf, below)
         found = masks.n_of_m(written, self._number(s.step), self.m, self.axes(s))
         if not kept:  # what is no candidate has no place in its group, which may keep fewer then
@@ -270,10 +270,9 @@ class _InBlocks:
     def _extents(self, layers: Layers) -> dict[str, tuple[int, ...]]:
         """A block's extent along every axis of each site; of a stack it lies in one layer."""
         found = {}
-        for path, shape in layers.whole.items():
+        for path in layers.whole:
             stack = layers.axes.get(path)
-            own = shape if stack is None else shape[:stack] + shape[stack + 1 :]
-            extents = block_shape(path, own, self.shape, "block")
+            extents = block_shape(path, layers.shape(path), self.shape, "block")
             found[path] = extents if stack is None else (*extents[:stack], 1, *extents[stack:])
         return found
 

@@ -206,11 +206,12 @@ def check_apart(states: list[PruneState], argument: str = "opt_state") -> None:
     """Raises a ValueError where two states prune the same leaf."""
     seen: set[str] = set()
     for state in states:
-        for site in trees.by_path(state.prune_mask):
+        sites = trees.by_path(state.prune_mask)
+        for site in sites:
             if site in seen:
                 expected = "hold the state of one network, in which one method prunes a leaf"
                 raise ValueError(wrong(argument, expected, f"two masks of '{site}'"))
-        seen |= {*trees.by_path(state.prune_mask)}
+        seen |= {*sites}
 
 
 def check_single(states: list[PruneState]) -> None:

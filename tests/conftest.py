@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A sixth of the time; tests that are about optimized programs say so (`tiny.OPTIMIZED`).
+# A ninth of the time less; tests that are about optimized programs say so (`tiny.OPTIMIZED`).
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 
 import hypothesis

@@ -5,13 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.network.values import (
-    NUMBER,
-    SINGULAR,
-    Axis,
-    Value,
-    fixed_axis,
-)
+from jaxprune.network.values import Axis, Value, common, fixed_axis
 from jaxprune.network.walk import Equation, Walk, rule
 
 _ROUNDS = 16
@@ -34,8 +28,7 @@ def _met(walk: Walk, a: Value, b: Value, equation: Equation) -> Value:
     axes = []
     for k, (x, y) in enumerate(zip(a.axes, b.axes, strict=True)):
         walk.tie(x, y, equation)
-        states = np.where(a.masked(k) == b.masked(k), a.masked(k), NUMBER)
-        states = np.where(np.maximum(a.masked(k), b.masked(k)) == SINGULAR, SINGULAR, states)
+        states = common(np.stack([a.masked(k), b.masked(k)]))
         axes.append(Axis(x.ids, states, x.of if made is not None and x.of == y.of else ()))
     return Value(
         tuple(axes),

@@ -197,7 +197,6 @@ def _program(fn: Callable[..., Any], params: Any, args: Any, also: Any) -> Any:
     given = (params,) if also is None else (params, also)
     nodes, structure = jax.tree.flatten(args)
     places = [k for k, node in enumerate(nodes) if hasattr(node, "shape")]
-
     leaves = [_arrays(tree) for tree in given]
 
     def call(arrays: Any, data: Any) -> Any:

@@ -26,7 +26,6 @@ class Ids:
         """No ids yet but the fixed one."""
         self.parents = np.arange(1 << 12)
         self.number = 1
-        self.first_of_axes: list[int] = []
         self.pins: list[tuple[np.ndarray, Reason]] = []
         self.tuples: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
@@ -35,7 +34,6 @@ class Ids:
         while self.number + number > len(self.parents):
             more = np.arange(len(self.parents), 2 * len(self.parents))
             self.parents = np.concatenate([self.parents, more])
-        self.first_of_axes.append(self.number)
         self.number += number
         return np.arange(self.number - number, self.number)
 
@@ -99,9 +97,7 @@ class Ids:
             if now == before:
                 break
             before = now
-        return Closed(
-            self.find(everything), self._fixed(), tables, np.asarray(self.first_of_axes), self.pins
-        )
+        return Closed(self.find(everything), self._fixed(), tables, self.pins)
 
     def _congruent(self, ids: np.ndarray, parts: np.ndarray) -> None:
         """Ties the parts of ids that are one, and ids of parts that are."""
@@ -139,14 +135,12 @@ class Closed(NamedTuple):
       roots: equal for ids that are one.
       fixed: which are never cut.
       tables: tuples by their width: the ids that are defined, and their parts.
-      first_of_axes: the first id of each axis, ascending.
       pins: what was pinned, and why.
     """
 
     roots: np.ndarray
     fixed: np.ndarray
     tables: dict[int, tuple[np.ndarray, np.ndarray]]
-    first_of_axes: np.ndarray
     pins: list[tuple[np.ndarray, Reason]]
 
     def units(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,6 @@ def _note(
     which: int,
     roles: tuple[Sequence[int], Sequence[int], Sequence[int]],
     flops: float,
-    groups: int = 1,
 ) -> None:
     """Notes a product of a leaf: which of its axes are contracted, count outputs, are batch."""
     value, other = operands[which], operands[1 - which]
@@ -32,7 +31,6 @@ def _note(
             contracted=contracted,
             outputs=tuple(sorted(outputs)),
             batch=tuple(sorted(batch)),
-            groups=groups,
             flops=flops,
             line=equation.line,
             others=tuple(sorted(other.made or ())),
@@ -127,7 +125,7 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     flops = 2.0 * equation.times * math.prod(shape) * per_output / holes
     if kernel.made:
         roles = (*sorted(window), sums_at), (outputs_at,), ()
-        _note(walk, equation, (data, kernel), 1, roles, flops, groups)
+        _note(walk, equation, (data, kernel), 1, roles, flops)
     walk.used(data, "convolved")
     walk.ended(data, kernel)
     return [Value(tuple(axes), origin=Origin(equation.site) if kernel.made else None)]

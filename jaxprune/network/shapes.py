@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxprune.network.ids import FIXED
-from jaxprune.network.values import NUMBER, SINGULAR, ZERO, Axis, Value, fixed_axis, leaves_of
+from jaxprune.network.values import ZERO, Axis, Value, common, fixed_axis, leaves_of
 from jaxprune.network.walk import Equation, Walk, rule
 
 Numbered = list[tuple[int, int]]
@@ -157,9 +157,7 @@ def split(walk: Walk, axis: Axis, sizes: Sequence[int], equation: Equation) -> l
     found = []
     for place, own in enumerate(ids):
         others = tuple(k for k in range(len(sizes)) if k != place)
-        zero, singular = (states == ZERO).all(others), (states == SINGULAR).any(others)
-        masked = np.where(singular, SINGULAR, np.where(zero, ZERO, NUMBER))
-        found.append(Axis(own, masked, axis.of))
+        found.append(Axis(own, common(states, others), axis.of))
     return found
 
 
@@ -174,8 +172,7 @@ def merged(walk: Walk, axes: Sequence[Axis], equation: Equation) -> Axis:
     walk.ids.define(ids, _rows([axis.ids for axis in axes]), equation.why)
     # An index is gone with any of its parts: it is 0 where each part that can go is 0.
     states = _rows([np.where(a.ids == FIXED, ZERO, a.masked) for a in axes])
-    zero, singular = (states == ZERO).all(axis=1), (states == SINGULAR).any(axis=1)
-    return Axis(ids, np.where(singular, SINGULAR, np.where(zero, ZERO, NUMBER)), of)
+    return Axis(ids, common(states, 1), of)
 
 
 def _rows(columns: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,10 +8,10 @@ from jaxprune.network.ids import FIXED
 from jaxprune.network.shapes import moved
 from jaxprune.network.values import (
     NUMBER,
-    SINGULAR,
     ZERO,
     Axis,
     Value,
+    common,
     fixed_axis,
     fixed_value,
     leaves_of,
@@ -54,9 +54,7 @@ def _side_by_side(walk: Walk, values: Sequence[Value], k: int, equation: Equatio
     for value in values:
         walk.tie(first, value.axes[k], equation)
     states = np.stack([value.masked(k) for value in values])
-    zero, singular = (states == ZERO).all(axis=0), (states == SINGULAR).any(axis=0)
-    masked = np.where(singular, SINGULAR, np.where(zero, ZERO, NUMBER))
-    return Axis(first.ids, masked, leaves_of([value.axes[k] for value in values]))
+    return Axis(first.ids, common(states), leaves_of([value.axes[k] for value in values]))
 
 
 def _together(walk: Walk, values: list[Value], axes: list[Axis], one_origin: bool) -> Value:

@@ -100,3 +100,9 @@ def made_of(values: list[Value]) -> frozenset[str] | None:
     found = [value.made for value in values]
     known = [made for made in found if made is not None]
     return frozenset[str]().union(*known) if len(known) == len(found) else None
+
+
+def common(states: np.ndarray, axis: int | tuple[int, ...] = 0) -> np.ndarray:
+    """What several states have in common along axes: 0 only where all are, not finite where one."""
+    zero, singular = (states == ZERO).all(axis), (states == SINGULAR).any(axis)
+    return np.where(singular, SINGULAR, np.where(zero, ZERO, NUMBER))

@@ -25,7 +25,6 @@ class Product(NamedTuple):
       contracted: its axes that are summed, in the order of memory, the fastest last.
       outputs: its axes that count outputs.
       batch: its axes along which products are done side by side.
-      groups: groups of a convolution.
       flops: of all times that it runs, two a multiplication; 0 where another branch costs more.
       line: the user's line.
       others: the leaves of which the other operand is made alone; none if it holds data.
@@ -36,7 +35,6 @@ class Product(NamedTuple):
     contracted: tuple[int, ...]
     outputs: tuple[int, ...]
     batch: tuple[int, ...]
-    groups: int
     flops: float
     line: str
     others: tuple[str, ...]

@@ -63,9 +63,10 @@ class Layers(NamedTuple):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each layer, by its name."""
-        return {name: self._shape(path) for name, path in self.paths.items()}
+        return {name: self.shape(path) for name, path in self.paths.items()}
 
-    def _shape(self, path: str) -> tuple[int, ...]:
+    def shape(self, path: str) -> tuple[int, ...]:
+        """The shape of each layer of a site."""
         shape, axis = self.whole[path], self.axes.get(path)
         return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
