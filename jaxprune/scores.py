@@ -125,9 +125,9 @@ def random(signals: Signals) -> Leaves:
 
 def _gradient(signals: Signals, path: str) -> jax.Array:
     if path not in signals.grads:
-        hint = "a method that stands last in a chain is reached by updates, not by gradients; "
-        hint += "and those that keep a dense copy rank new weights, which have none yet"
-        raise ValueError(wrong("grads", f"have '{path}'", list(signals.grads), hint))
+        hint = "last in a chain, as with None, updates arrive and no gradients; a view that "
+        hint += "keeps a dense copy ranks new weights, which have none yet"
+        raise ValueError(wrong("inner", f"give scores the gradient of '{path}'", "none", hint))
     return signals.grads[path]
 
 

@@ -194,3 +194,9 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     for options in ({"score": norms}, {"score": norms, "distribution": "output"}):
         with pytest.raises(ValueError, match="`score` must have no NaN"):
             jaxprune.prune_once(network(), 0.5, **options)
+
+
+@pytest.mark.parametrize("score", [{}, 3, "l2"])
+def test_a_score_that_is_no_function_is_refused(score: Any) -> None:
+    with pytest.raises(TypeError, match="`score` must be None or a function of a path and a weig"):
+        jaxprune.prune_once(network(), 0.5, score=score)

@@ -75,6 +75,7 @@ def prune_once(
       ValueError: if the sparsity lies outside [0, 1), no leaf is prunable, groups do not fit or
         stand beside a sparsity, a score has another shape than its leaf or is NaN, or the outputs
         of a leaf are not known where they are needed.
+      TypeError: if a score is no function.
 
     Examples:
       >>> import jax.numpy as jnp, jaxprune
@@ -130,6 +131,9 @@ def _lazy(score: Any) -> Ranked:
 
 
 def _scored(score: Score, s: Signals) -> Leaves:
+    if not callable(score):
+        expected = "be None or a function of a path and a weight"
+        raise TypeError(wrong("score", expected, score))
     found = {path: jnp.asarray(score(path, s.dense[path])) for path in s.mask}
     for path, x in found.items():
         if x.shape != s.mask[path].shape:
