@@ -48,6 +48,12 @@ from jaxprune.shipped import active_params as active_params
 from jaxprune.shipped import eval_params as eval_params
 from jaxprune.shipped import project as project
 from jaxprune.shipped import view_params as view_params
+from jaxprune.shrinking import Shrunk as Shrunk
+from jaxprune.shrinking import pool_scores as pool_scores
+from jaxprune.shrinking import removable_units as removable_units
+from jaxprune.shrinking import select_units as select_units
+from jaxprune.shrinking import shrink as shrink
+from jaxprune.shrinking import verify_shrink as verify_shrink
 from jaxprune.stages import next_stage as next_stage
 from jaxprune.starts import AtRandom as AtRandom
 from jaxprune.state import PruneState as PruneState
@@ -71,6 +77,7 @@ __all__ = [
     "Phase",
     "Plan",
     "PruneState",
+    "Shrunk",
     "Signals",
     "Summary",
     "View",
@@ -98,16 +105,20 @@ __all__ = [
     "next_stage",
     "phase_of",
     "plan",
+    "pool_scores",
     "project",
     "prune",
     "prune_and_grow",
     "prune_once",
     "rebase",
     "register_rule",
+    "removable_units",
     "rigl",
     "schedules",
     "scores",
     "sees_dense",
+    "select_units",
+    "shrink",
     "snip",
     "soft_threshold",
     "sparse_evolution",
@@ -120,6 +131,7 @@ __all__ = [
     "trace",
     "units",
     "verify",
+    "verify_shrink",
     "view_params",
     "views",
 ]

@@ -40,6 +40,7 @@ FLOORS = {
     "jaxprune.wrapper": 8,
     "jaxprune.transform": 9,
     "jaxprune.readers": 10,
+    "jaxprune.shrinking": 10,
     "jaxprune.shipped": 10,
     "jaxprune.shardings": 10,
     "jaxprune.checks": 10,

@@ -24,7 +24,9 @@ def test_a_network_is_static_and_goes_through_json() -> None:
     assert hash(net) == hash(again)
     assert jaxprune.network_from_json(net.to_json()) == net
     json.loads(net.to_json())
-    assert len(str(net).splitlines()) == 1 + len(net.leaves)
+    lines = str(net).splitlines()
+    for row in [leaf.path for leaf in net.leaves] + [group.name for group in net.groups]:
+        assert any(line.startswith(f"{row} ") for line in lines)
 
 
 def test_shapes_are_all_that_is_read() -> None:
@@ -34,9 +36,13 @@ def test_shapes_are_all_that_is_read() -> None:
     params = {"w": jnp.ones((3, 2))}
     net = jaxprune.trace(fn, shapes_of(params), jax.ShapeDtypeStruct((1, 3), jnp.float32))
     assert net == jaxprune.trace(fn, params, np.ones((1, 3), "f4"))
-    assert net.leaves[0]._replace(lines=()) == Leaf(
+    assert net.leaves[0]._replace(lines=(), pinned=()) == Leaf(
         "w", (3, 2), "contracted", (0,), (1,), flops=2.0 * 3 * 2
     )
+    data, output = net.leaves[0].pinned
+    assert (data.axis, data.number) == (0, 3)
+    assert data.why.startswith("dot_general at test_network_value.py:")
+    assert output == (1, 2, "an output of the network")
 
 
 def test_what_has_no_rule_is_named_with_its_line_and_everything_else_is_known() -> None:

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
+from jax import lax
 
+from jaxprune.network.small import Keeps, Small, small
 from jaxprune.network.values import Axis, Value, common, fixed_axis
 from jaxprune.network.walk import Equation, Walk, rule
 
@@ -17,9 +20,29 @@ _ROUNDS = 16
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 )
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    return walk.inside(equation, called(equation), inputs)
+
+
+def called(equation: Equation) -> Any:
+    """The program that an equation calls."""
     programs = (equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
-    program = next(found for found in programs if found is not None)
-    return walk.inside(equation, program, inputs)
+    return next(found for found in programs if found is not None)
+
+
+@small("jit", "pjit", "closed_call", "core_call")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    return run.inside(equation, called(equation), args)
+
+
+@small("remat", "remat2", "checkpoint")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    params = {name: equation.params[name] for name in ("prevent_cse", "policy")}
+    program = called(equation)
+    return jax.checkpoint(lambda *args: run.inside(equation, program, args), **params)(*args)
 
 
 def _met(walk: Walk, a: Value, b: Value, equation: Equation) -> Value:
@@ -101,6 +124,23 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     return [*after, *stacked]
 
 
+@small("scan")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    constants, carried = scan_parts(equation.of)
+    fixed, params = args[:constants], equation.params
+
+    def body(carry: list[Any], scanned: list[Any]) -> tuple[list[Any], list[Any]]:
+        found = run.inside(equation, params["jaxpr"], [*fixed, *carry, *scanned], "body")
+        return found[:carried], found[carried:]
+
+    carry, scanned = args[constants : constants + carried], args[constants + carried :]
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, stacked = lax.scan(body, carry, scanned, **options)
+    return [*carry, *stacked]
+
+
 @rule("while")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     params = equation.params
@@ -113,6 +153,23 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     carry = _loop(walk, run, inputs[tests + bodies :], equation)
     walk.inside(equation, params["cond_jaxpr"], [*of_test, *carry], "test")
     return carry
+
+
+@small("while")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    params = equation.params
+    tests, bodies = params["cond_nconsts"], params["body_nconsts"]
+    of_test, of_body = args[:tests], args[tests : tests + bodies]
+
+    def test(carry: list[Any]) -> Any:
+        return run.inside(equation, params["cond_jaxpr"], [*of_test, *carry], "test")[0]
+
+    def body(carry: list[Any]) -> list[Any]:
+        return run.inside(equation, params["body_jaxpr"], [*of_body, *carry], "body")
+
+    return lax.while_loop(test, body, args[tests + bodies :])
 
 
 @rule("cond")
@@ -132,3 +189,14 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     for other in outs[1:]:
         met = [_met(walk, a, b, equation) for a, b in zip(met, other, strict=True)]
     return met
+
+
+@small("cond")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    branches = [
+        lambda *args, k=k, branch=branch: run.inside(equation, branch, args, f"branch {k}")
+        for k, branch in enumerate(equation.params["branches"])
+    ]
+    return lax.switch(args[0].astype("int32"), branches, *args[1:])

@@ -7,7 +7,8 @@ axis may be cut: whatever equal tuples tie is tied at the end, and a tuple that 
 differently is fixed.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class Ids:
         """No ids yet but the fixed one."""
         self.parents = np.arange(1 << 12)
         self.number = 1
+        self.begins = [0]
         self.pins: list[tuple[np.ndarray, Reason]] = []
         self.tuples: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
@@ -34,6 +36,7 @@ class Ids:
         while self.number + number > len(self.parents):
             more = np.arange(len(self.parents), 2 * len(self.parents))
             self.parents = np.concatenate([self.parents, more])
+        self.begins.append(self.number)
         self.number += number
         return np.arange(self.number - number, self.number)
 
@@ -97,7 +100,8 @@ class Ids:
             if now == before:
                 break
             before = now
-        return Closed(self.find(everything), self._fixed(), tables, self.pins)
+        begins = np.array(self.begins)
+        return Closed(self.find(everything), self._fixed(), begins, tables, self.pins)
 
     def _congruent(self, ids: np.ndarray, parts: np.ndarray) -> None:
         """Ties the parts of ids that are one, and ids of parts that are."""
@@ -134,12 +138,14 @@ class Closed(NamedTuple):
     Attributes:
       roots: equal for ids that are one.
       fixed: which are never cut.
+      begins: the first id of each axis that was made.
       tables: tuples by their width: the ids that are defined, and their parts.
       pins: what was pinned, and why.
     """
 
     roots: np.ndarray
     fixed: np.ndarray
+    begins: np.ndarray
     tables: dict[int, tuple[np.ndarray, np.ndarray]]
     pins: list[tuple[np.ndarray, Reason]]
 
@@ -165,11 +171,14 @@ class Closed(NamedTuple):
             positions, roots = _joined(deeper)
         return _joined(found)
 
-    def reasons(self, ids: np.ndarray) -> list[str]:
-        """Why some of these are fixed, each reason once."""
-        fixed = np.unique(self.roots[ids][self.fixed[ids]])
-        found = [why() for who, why in self.pins if np.isin(self.roots[who], fixed).any()]
-        return [*dict.fromkeys(found)]
+    def reasons(self, axes: Iterable[np.ndarray]) -> list[Counter[str]]:
+        """Of the ids of each of several axes how many are fixed, by what first fixed them."""
+        first = np.full(len(self.roots), -1)
+        for k, (ids, _) in reversed([*enumerate(self.pins)]):
+            first[self.roots[ids]] = k
+        first = first[self.roots]
+        first[FIXED] = -1
+        return [Counter(self.pins[k][1]() for k in first[ids].tolist() if k >= 0) for ids in axes]
 
     def kept(self, removed: np.ndarray) -> np.ndarray:
         """Which ids stay, by id, if some roots go: a tuple goes with any of its parts."""

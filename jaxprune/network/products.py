@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.network.small import Keeps, Small, bound, sizes, small
 from jaxprune.network.values import ZERO, Axis, Origin, Value, fixed_axis
 from jaxprune.network.walk import Equation, Product, Walk, rule
 
@@ -129,6 +132,19 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     walk.used(data, "convolved")
     walk.ended(data, kernel)
     return [Value(tuple(axes), origin=Origin(equation.site) if kernel.made else None)]
+
+
+@small("conv_general_dilated")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    groups = equation.params["feature_group_count"]
+    if groups > 1:
+        features = ins[0][equation.params["dimension_numbers"].lhs_spec[1]]
+        groups = int(features.reshape(groups, -1).any(axis=1).sum())
+    if groups == 0:  # all of it is gone
+        return [jnp.zeros(sizes(equation.shape, outs[0]), equation.of.outvars[0].aval.dtype)]
+    return bound(equation, args, feature_group_count=groups)
 
 
 def _whole_groups(

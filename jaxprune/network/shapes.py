@@ -3,10 +3,12 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxprune.network.ids import FIXED
+from jaxprune.network.small import Keeps, Small, bound, cut, sizes, small
 from jaxprune.network.values import ZERO, Axis, Value, common, fixed_axis, leaves_of
 from jaxprune.network.walk import Equation, Walk, rule
 
@@ -49,6 +51,13 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     return [moved(value, axes, dict(enumerate(places)))]
 
 
+@small("broadcast_in_dim")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    return bound(equation, args, shape=sizes(equation.params["shape"], outs[0]))
+
+
 @rule("rev")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     (value,), turned = inputs, equation.params["dimensions"]
@@ -76,6 +85,14 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     return [Value(tuple(map(walk.free_axis, equation.shape)))]
 
 
+@small("iota", "random_bits")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    """At full size: what is kept is what it was."""
+    return [cut(x, keeps) for x, keeps in zip(bound(equation, args), outs, strict=True)]
+
+
 @rule("reshape")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     value, shape = inputs[0], equation.shape
@@ -99,6 +116,13 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         for (place, _), parts in zip(new, sizes[1], strict=True):
             axes[place] = merged(walk, [*itertools.islice(pieces, len(parts))], equation)
     return [moved(value, axes)]
+
+
+@small("reshape")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    return bound(equation, args, new_sizes=sizes(equation.params["new_sizes"], outs[0]))
 
 
 def alike(old: Sequence[int], new: Sequence[int]) -> list[tuple[Numbered, Numbered]]:

@@ -1,11 +1,14 @@
 """Parts of arrays: slices, concatenations, padding, lookups, sorting."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jax import lax
 
 from jaxprune.network.ids import FIXED
 from jaxprune.network.shapes import moved
+from jaxprune.network.small import Keeps, Small, bound, sizes, small, taken
 from jaxprune.network.values import (
     NUMBER,
     ZERO,
@@ -36,6 +39,22 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     return [moved(value, axes, whole)]
 
 
+@small("slice")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    (x,), params = args, equation.params
+    steps = params["strides"] or (1,) * len(ins[0])
+    index = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
+    for axis, (keep, (begin, end, step)) in enumerate(zip(ins[0], index, strict=True)):
+        if keep.all():
+            x = lax.slice_in_dim(x, begin, end, step, axis)
+        else:
+            place, whole = np.cumsum(keep) - 1, np.arange(begin, end, step)
+            x = taken(x, place[whole[keep[whole]]], axis)
+    return [x]
+
+
 @rule("split")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     (value,), along = inputs, equation.params["axis"]
@@ -46,6 +65,14 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         axes[along] = _part(walk, axes[along], slice(begin, end), equation)
         found.append(moved(value, axes))
     return found
+
+
+@small("split")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    along = equation.params["axis"]
+    return bound(equation, args, sizes=tuple(int(keeps[along].sum()) for keeps in outs))
 
 
 def _side_by_side(walk: Walk, values: Sequence[Value], k: int, equation: Equation) -> Axis:
@@ -121,6 +148,21 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     return [moved(value, axes)._replace(number=None, null=value.null and fill.null)]
 
 
+@small("pad")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    config = []
+    for keep, left, given in zip(ins[0], outs[0], equation.params["padding_config"], strict=True):
+        low, high, between = given
+        if not (keep.all() and left.all()):
+            low = int(left[:low].sum()) if low >= 0 else -int(keep[:-low].sum())
+            end = len(left) - high if high >= 0 else len(keep) + high
+            high = int(left[end:].sum()) if high >= 0 else -int(keep[end:].sum())
+        config.append((low, high, between))
+    return bound(equation, args, padding_config=tuple(config))
+
+
 @rule("gather")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     value, index = inputs
@@ -149,6 +191,15 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     return [Value(tuple(axis._replace(of=()) for axis in axes), made)]
 
 
+@small("gather")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    whole = equation.params["slice_sizes"]
+    left = [int(k.sum()) if n == len(k) else n for n, k in zip(whole, ins[0], strict=True)]
+    return bound(equation, args, slice_sizes=tuple(left))
+
+
 @rule("dynamic_slice")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     value, axes = inputs[0], []
@@ -156,6 +207,13 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         whole = axis.size == size
         axes.append(axis if whole else fixed_axis(size, walk.pin(axis, equation).of))
     return [value._replace(axes=tuple(axes), number=None, hot=(), counts=())]
+
+
+@small("dynamic_slice")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    return bound(equation, args, slice_sizes=sizes(equation.params["slice_sizes"], outs[0]))
 
 
 @rule("dynamic_update_slice")

@@ -141,6 +141,8 @@ class Walk:
         """Nothing is known yet."""
         self.ids = Ids()
         self.notes = Notes({}, {}, {}, {}, {})
+        self.labels: dict[Site, tuple[list[Value], list[Value]]] = {}
+        """What goes into each equation and what comes out of it, in the last round of a loop."""
 
     # --------------------------------------------------------------------------- for the rules
 
@@ -201,8 +203,9 @@ class Walk:
     ) -> list[Value]:
         """The outputs of a program whose inputs are known."""
         jaxpr = getattr(program, "jaxpr", program)
-        consts = getattr(program, "consts", ())
-        values = dict(zip(jaxpr.constvars, map(self.constant, consts), strict=True))
+        consts = [self.constant(x) for x in getattr(program, "consts", ())]
+        self.labels[*site, "constants"] = consts, []
+        values = dict(zip(jaxpr.constvars, consts, strict=True))
         values |= dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> Value:
@@ -212,7 +215,9 @@ class Walk:
 
         for place, of in enumerate(jaxpr.eqns):
             equation = Equation(of, (*site, place), times, outside)
-            found = RULES.get(equation.name, unknown)(self, equation, [*map(read, of.invars)])
+            given = [*map(read, of.invars)]
+            found = RULES.get(equation.name, unknown)(self, equation, given)
+            self.labels[equation.site] = given, found
             for variable, value in zip(of.outvars, found, strict=True):
                 assert value.shape == tuple(variable.aval.shape), (equation.why(), value.shape)
                 values[variable] = value

@@ -1,0 +1,160 @@
+"""A program run on cut arrays: equation by equation, on the indices that are kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxprune.network.values import Site, Value
+from jaxprune.network.walk import Equation, Walk
+
+Keeps = list[np.ndarray]
+"""Which indices of each axis of a value are kept, `[N]` each."""
+
+SmallRule = Callable[["Small", Equation, list[Any], list[Keeps], list[Keeps]], Sequence[Any]]
+SMALL: dict[str, SmallRule] = {}
+"""How primitives run on cut arrays that cannot be run as they are, with other shapes."""
+
+Watch = Callable[[Equation, list[Any], list[Keeps]], None]
+Labels = Mapping[Site, tuple[list[Value], list[Value]]]
+
+
+def small(*names: str) -> Callable[[SmallRule], SmallRule]:
+    """Registers how primitives run on cut arrays."""
+
+    def register(found: SmallRule) -> SmallRule:
+        SMALL.update(dict.fromkeys(names, found))
+        return found
+
+    return register
+
+
+class Small:
+    """A program on what is kept."""
+
+    def __init__(self, labels: Labels, kept: np.ndarray, watch: Watch | None = None) -> None:
+        """What a walk knows of each value; which ids are kept; who looks at each equation."""
+        self.labels, self.kept, self.watch = labels, kept, watch
+
+    def keeps(self, value: Value) -> Keeps:
+        """What is kept of each axis of a value."""
+        return [self.kept[axis.ids] for axis in value.axes]
+
+    def inside(self, equation: Equation, program: Any, args: Sequence[Any], part: str = "") -> Any:
+        """The outputs of a program within an equation, as `Walk.inside` walked it."""
+        return self.through(program, args, (*equation.site, part))
+
+    def through(self, program: Any, args: Sequence[Any], site: Site = ()) -> list[Any]:
+        """The outputs of a program on cut arrays."""
+        jaxpr = getattr(program, "jaxpr", program)
+        constants, _ = self.labels[*site, "constants"]
+        pairs = zip(getattr(program, "consts", ()), constants, strict=True)
+        values = dict(zip(jaxpr.constvars, (cut(x, self.keeps(v)) for x, v in pairs), strict=True))
+        values |= dict(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+        for place, of in enumerate(jaxpr.eqns):
+            equation = Equation(of, (*site, place), 1.0, "")
+            ins, outs = (list(map(self.keeps, each)) for each in self.labels[equation.site])
+            found = self.equation(equation, [*map(read, of.invars)], ins, outs)
+            if self.watch is not None:
+                self.watch(equation, found, outs)
+            values |= dict(zip(of.outvars, found, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(
+        self, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+    ) -> list[Any]:
+        """The outputs of one equation; as it is where nothing of it is cut."""
+        touched = not all(keep.all() for keeps in (*ins, *outs) for keep in keeps)
+        if (touched or self.watch is not None) and equation.name in SMALL:
+            return [*SMALL[equation.name](self, equation, args, ins, outs)]
+        return bound(equation, args)
+
+
+def bound(equation: Equation, args: Sequence[Any], **changed: Any) -> list[Any]:
+    """The outputs of an equation's primitive, with some of its parameters changed."""
+    of = equation.of
+    found = of.primitive.get_bind_params(dict(of.params) | changed)
+    functions, params = found if isinstance(found, tuple) else ((), found)  # until jax 0.10.1
+    outputs = of.primitive.bind(*functions, *args, **params)
+    return [*outputs] if of.primitive.multiple_results else [outputs]
+
+
+def cut(x: Any, keeps: Keeps) -> Any:
+    """What is kept of an array."""
+    for axis, keep in enumerate(keeps):
+        if not keep.all():
+            x = taken(x, np.flatnonzero(keep), axis)
+    return x
+
+
+def taken(x: Any, index: np.ndarray, axis: int) -> Any:
+    """Some indices of an axis, in order: a slice where they follow each other."""
+    steps = np.diff(index)
+    if len(index) and (steps == 1).all():
+        return jax.lax.slice_in_dim(x, int(index[0]), int(index[-1]) + 1, axis=axis)
+    return jnp.take(x, index, axis=axis)
+
+
+def sizes(shape: Sequence[Any], keeps: Keeps) -> tuple[Any, ...]:
+    """The shape that is left; a size that is not cut stays as it is, symbolic ones too."""
+    return tuple(n if keep.all() else int(keep.sum()) for n, keep in zip(shape, keeps, strict=True))
+
+
+def kept_of(walk: Walk, known: Sequence[tuple[Value, Keeps]]) -> np.ndarray:
+    """Which ids of a walk are kept, if it is known what is kept of some of its values.
+
+    A unit is gone if all indices are that it is a part of.
+
+    Args:
+      walk: through the whole program.
+      known: values of it, and what is kept of each of their axes.
+
+    Returns:
+      A bool an id.
+    """
+    axes = [axis.ids for value, _ in known for axis in value.axes]
+    keeps = [keep for _, each in known for keep in each]
+    closed = walk.ids.closed()
+    places, roots = closed.units(np.concatenate([np.zeros(0, int), *axes]))
+    kept = np.concatenate([np.zeros(0, bool), *keeps])[places]
+    gone = np.zeros(len(closed.roots), bool)
+    gone[roots] = True
+    gone[roots[kept]] = False
+    return closed.kept(gone)
+
+
+def on_cut(
+    program: Any, args: Sequence[Any], ins: Sequence[Keeps], outs: Sequence[Keeps] = ()
+) -> tuple[list[Any], list[Keeps]]:
+    """A program of full-sized arrays run on cut ones.
+
+    Args:
+      program: a closed jaxpr.
+      args: the cut arrays.
+      ins: what is kept of each.
+      outs: what has to be kept of the first outputs.
+
+    Returns:
+      The outputs, and what is kept of each.
+    """
+    walk = Walk()
+    given = [_free(walk, keeps) for keeps in ins]
+    found = walk.through(program, given)
+    for value, keeps in zip(found, outs, strict=False):
+        for axis, keep in zip(value.axes, keeps, strict=True):
+            fixed = axis.ids[~keep]
+            assert (fixed != 0).all(), "an output of a derivative cannot be cut"
+    pairs = [*zip(given, ins, strict=True), *zip(found, outs, strict=False)]
+    run = Small(walk.labels, kept_of(walk, pairs))
+    return run.through(program, args), [run.keeps(value) for value in found]
+
+
+def _free(walk: Walk, keeps: Keeps) -> Value:
+    return Value(tuple(walk.free_axis(len(keep)) for keep in keeps))
