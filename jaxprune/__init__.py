@@ -12,6 +12,9 @@ from jaxprune.checks import check_rules as check_rules
 from jaxprune.checks import describe as describe
 from jaxprune.checks import rebase as rebase
 from jaxprune.checks import verify as verify
+from jaxprune.files import load_plan as load_plan
+from jaxprune.files import load_sparse as load_sparse
+from jaxprune.files import save_sparse as save_sparse
 from jaxprune.methods.acdc import acdc as acdc
 from jaxprune.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
 from jaxprune.methods.granet import granet as granet
@@ -53,6 +56,7 @@ from jaxprune.shrinking import pool_scores as pool_scores
 from jaxprune.shrinking import removable_units as removable_units
 from jaxprune.shrinking import select_units as select_units
 from jaxprune.shrinking import shrink as shrink
+from jaxprune.shrinking import shrunk_from_plan as shrunk_from_plan
 from jaxprune.shrinking import verify_shrink as verify_shrink
 from jaxprune.stages import next_stage as next_stage
 from jaxprune.starts import AtRandom as AtRandom
@@ -94,6 +98,8 @@ __all__ = [
     "granet",
     "keep",
     "layer_attention",
+    "load_plan",
+    "load_sparse",
     "magnitude_attention",
     "masks",
     "masks_by_path",
@@ -114,11 +120,13 @@ __all__ = [
     "register_rule",
     "removable_units",
     "rigl",
+    "save_sparse",
     "schedules",
     "scores",
     "sees_dense",
     "select_units",
     "shrink",
+    "shrunk_from_plan",
     "snip",
     "soft_threshold",
     "sparse_evolution",

@@ -45,6 +45,7 @@ FLOORS = {
     "jaxprune.shardings": 10,
     "jaxprune.checks": 10,
     "jaxprune.stages": 10,
+    "jaxprune.files": 10,
     "jaxprune.flops": 10,
     "jaxprune.methods": 10,
     "jaxprune.methods.common": 5,
@@ -52,7 +53,7 @@ FLOORS = {
     "jaxprune": 12,
 }
 EVERYWHERE = {"jax", "optax", "chex", "numpy"} | sys.stdlib_module_names
-INSIDE_FUNCTIONS = {"flax", "orbax", "matplotlib"}
+INSIDE_FUNCTIONS = {"flax", "orbax", "matplotlib", "safetensors"}
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
 

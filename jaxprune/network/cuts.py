@@ -37,10 +37,12 @@ class Cut(NamedTuple):
     Attributes:
       kept: what is kept, axis by axis; all of any other axis.
       shapes: of all leaves, before.
+      inexact: whether sums may miss what is not 0.
     """
 
-    kept: tuple[Kept, ...]
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    kept: tuple[Kept, ...] = ()
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    inexact: bool = False
 
     @property
     def paths(self) -> list[str]:
@@ -58,16 +60,15 @@ class Cut(NamedTuple):
 
     def to_json(self) -> str:
         """The cut as JSON: the axes that are cut, and the indices that are kept of them."""
-        return json.dumps({"kept": self.kept, "shapes": self.shapes})
+        return json.dumps(self._asdict())
 
 
 def cut_from_json(text: str) -> Cut:
     """The cut that `Cut.to_json` wrote."""
     fields = json.loads(text)
-    kept = [
-        Kept(path, axis, size, tuple(map(tuple, runs))) for path, axis, size, runs in fields["kept"]
-    ]
-    return Cut(tuple(kept), tuple((path, tuple(shape)) for path, shape in fields["shapes"]))
+    kept = [Kept(p, axis, size, tuple(map(tuple, runs))) for p, axis, size, runs in fields["kept"]]
+    shapes = [(path, tuple(shape)) for path, shape in fields["shapes"]]
+    return Cut(tuple(kept), tuple(shapes), fields["inexact"])
 
 
 def cut_of(

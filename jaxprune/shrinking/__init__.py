@@ -6,4 +6,5 @@ from jaxprune.shrinking.choosing import removable_units as removable_units
 from jaxprune.shrinking.choosing import select_units as select_units
 from jaxprune.shrinking.shrink import Shrunk as Shrunk
 from jaxprune.shrinking.shrink import shrink as shrink
+from jaxprune.shrinking.shrink import shrunk_from_plan as shrunk_from_plan
 from jaxprune.shrinking.shrink import verify_shrink as verify_shrink

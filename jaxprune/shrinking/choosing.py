@@ -91,8 +91,9 @@ def select_units(
 
     ``k_g = round(density n_g)`` of the n_g channels of each group, or where ``scope`` is "global"
     as many as are among the ``round(density sum_g n_g)`` highest of all scores divided by the mean
-    of their group. Either is then brought to the nearest multiple of ``round_to`` (half up), at
-    least ``min_keep`` and at least one multiple; the highest stay, the first of equal ones.
+    of their group. Either is at least ``min_keep``, and is then brought to the nearest multiple of
+    ``round_to`` or to all (half up, no less than ``min_keep``); the highest stay, the first of
+    equal ones.
 
     Args:
       scores: ``{name of a group: float[size]}``, as `pool_scores` returns.
@@ -134,10 +135,10 @@ def select_units(
         wanted = {name: share * score.size for name, score in flat.items()}
     found = {}
     for name, score in flat.items():
-        step, size = steps[name], score.size
-        count = int(Fraction(wanted[name]) / step + Fraction(1, 2)) * step
-        least = -(-max(min_keep, 1) // step) * step
-        count = min(max(count, least), size)
+        step, want = steps[name], max(wanted[name], min_keep)
+        low = max(int(want // step) * step, min(step, score.size))
+        high = min(low + step, score.size)
+        count = high if high - want <= want - low or low < min_keep else low
         found[name] = largest({name: score}, {(name,): count}).masks[name]
     return found
 

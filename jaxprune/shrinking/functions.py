@@ -30,9 +30,9 @@ class CutFunction:
     kept: under `jax.jit`, with gradients, and exported with a symbolic batch.
     """
 
-    def __init__(self, fn: Callable[..., Any], by: Cut, also: bool, inexact: bool) -> None:
-        """A function, the cut of its arrays, if it takes what is no param, if sums may differ."""
-        self.fn, self.by, self.also, self.inexact = fn, by, also, inexact
+    def __init__(self, fn: Callable[..., Any], by: Cut, also: bool) -> None:
+        """A function, the cut of its arrays, and whether it takes what is no param."""
+        self.fn, self.by, self.also = fn, by, also
         self._known: dict[Any, tuple[Program, Small]] = {}
 
     def __call__(self, params: Any, *args: Any) -> Any:
@@ -105,7 +105,7 @@ class CutFunction:
                 if not np.isin(each.ids, axis.ids).any()
             ]
             left = all(keep.any() for keep in others)
-            if left and not self.inexact and not small.kept[each.ids].all():
+            if left and not self.by.inexact and not small.kept[each.ids].all():
                 came = f"{each.what} at {each.line}"
                 hint = "keep these channels, or give `inexact='allow'` and fine-tune"
                 expected = "sum only zeros over channels that are removed"

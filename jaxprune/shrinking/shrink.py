@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.network import Network
-from jaxprune.network.cuts import Cut, cut_tree, restored_tree
+from jaxprune.network.cuts import Cut, cut_from_json, cut_tree, restored_tree
 from jaxprune.network.program import all_arrays
 from jaxprune.network.small import Keeps
 from jaxprune.network.walk import Equation
@@ -25,20 +25,28 @@ class Shrunk:
       params: the cut params, in the containers of the whole ones.
       also: what is no param, cut; None if there is none.
       by: what was cut.
-      net: the network it was cut of.
-      inexact: whether sums may differ from those of the masked network.
+      net: the network it was cut of; None if it was made from a plan.
     """
 
     params: Any
     also: Any
     by: Cut
-    net: Network
-    inexact: bool
+    net: Network | None = None
 
     @functools.cached_property
     def fn(self) -> Callable[..., Any]:
         """The traced function on cut arrays: called as before, for any batch or image size."""
-        return self.bind(self.net.traced_from().fn)
+        return self.bind(self.whole)
+
+    @property
+    def whole(self) -> Callable[..., Any]:
+        """The traced function, of full-sized arrays."""
+        if self.net is None:
+            hint = "`bind` the function of full-sized arrays"
+            raise ValueError(
+                wrong("small", "come from `shrink` to have a function", "a plan", hint)
+            )
+        return self.net.traced_from().fn
 
     def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Another function of the same trees on cut arrays, such as the network while it trains.
@@ -52,7 +60,7 @@ class Shrunk:
           call it under `jax.jit`. What it returns along axes that are cut is cut, such as updated
           statistics. A cut that it does not allow is an error that names the leaf and the line.
         """
-        return CutFunction(fn, self.by, self.also is not None, self.inexact)
+        return CutFunction(fn, self.by, self.also is not None)
 
     def cut(self, tree: Any) -> Any:
         """Anything shaped like the whole params, cut: an average, the state of an optimizer."""
@@ -119,9 +127,32 @@ def shrink(
             hint = "keep its channels, or give `inexact='allow'` and fine-tune"
             expected = f"keep '{name}', whose channels are summed where they are not 0"
             raise ValueError(wrong("masks", expected, "; ".join(group.inexact), hint))
-    by = net.cut(masks)
-    cut_also = None if also is None else cut_tree(by, also)
-    return Shrunk(cut_tree(by, params), cut_also, by, net, inexact == "allow")
+    by = net.cut(masks)._replace(inexact=inexact == "allow")
+    return Shrunk(cut_tree(by, params), None if also is None else cut_tree(by, also), by, net)
+
+
+def shrunk_from_plan(plan: str, params: Any, also: Any = None) -> Shrunk:
+    """A cut network again, in another process, from its plan and its arrays.
+
+    Args:
+      plan: the ``plan`` of a `Shrunk` network.
+      params: its cut params.
+      also: its cut arrays that are no params.
+
+    Returns:
+      The `Shrunk` network; give `bind` the function of full-sized arrays.
+
+    Examples:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> params = {"first": jnp.eye(3), "head": jnp.ones((3, 2))}
+      >>> fn = lambda params, x: x @ params["first"] @ params["head"]
+      >>> net = jaxprune.trace(fn, params, jnp.ones((1, 3)))
+      >>> small = jaxprune.shrink(net, params, {"first[1]": jnp.array([True, False, True])})
+      >>> again = jaxprune.shrunk_from_plan(small.plan, small.params)
+      >>> print(again.bind(fn)(again.params, jnp.ones((1, 3))))
+      [[2. 2.]]
+    """
+    return Shrunk(params, also, cut_from_json(plan))
 
 
 def verify_shrink(small: Shrunk, *args: Any, tolerance: float = 1e-4) -> None:
@@ -144,9 +175,8 @@ def verify_shrink(small: Shrunk, *args: Any, tolerance: float = 1e-4) -> None:
       >>> jaxprune.verify_shrink(small, jnp.ones((1, 3)))
     """
     seen: dict[Any, list[Any]] = {}
-    fn, has_also = small.net.traced_from().fn, small.also is not None
-    whole = CutFunction(fn, Cut((), ()), has_also, inexact=True)
-    cut = CutFunction(fn, small.by, has_also, small.inexact)
+    fn, has_also = small.whole, small.also is not None
+    whole, cut = CutFunction(fn, Cut(), has_also), CutFunction(fn, small.by, has_also)
 
     def note(equation: Equation, outputs: list[Any], keeps: list[Keeps]) -> None:
         del keeps
