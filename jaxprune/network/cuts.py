@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune import trees
 from jaxprune.network.groups import NOBODY, Group, Runs, expanded, runs_of
 from jaxprune.network.program import ALSO
-from jaxprune.network.small import Keeps, cut
+from jaxprune.network.small import Keeps, cut, taken
 from jaxprune.types import wrong
 
 
@@ -134,13 +134,19 @@ def restored_tree(by: Cut, tree: Any) -> Any:
             return x
         for axis, keep in enumerate(whole[owner]):
             if not keep.all() and x.shape[axis] == keep.sum():
-                shape = [*x.shape]
-                shape[axis] = len(keep)
-                index = (slice(None),) * axis + (np.flatnonzero(keep),)
-                x = jnp.zeros(shape, x.dtype).at[index].set(x)
+                x = _spread(x, keep, axis)
         return x
 
     return trees.map_with_path(one, tree)
+
+
+def _spread(x: Any, keep: np.ndarray, axis: int) -> Any:
+    """An array with zeros along an axis where nothing was kept."""
+    if not keep.any():
+        shape = [n if k != axis else len(keep) for k, n in enumerate(x.shape)]
+        return jnp.zeros(shape, x.dtype)
+    x = taken(x, np.maximum(np.cumsum(keep) - 1, 0), axis)
+    return jnp.where(keep.reshape((-1,) + (1,) * (x.ndim - axis - 1)), x, jnp.zeros((), x.dtype))
 
 
 def _owner(path: str, x: Any, shapes: Mapping[str, Any]) -> str | None:

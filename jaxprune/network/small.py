@@ -96,8 +96,10 @@ def cut(x: Any, keeps: Keeps) -> Any:
 
 def taken(x: Any, index: np.ndarray, axis: int) -> Any:
     """Some indices of an axis, in order: a slice where they follow each other."""
-    steps = np.diff(index)
-    if len(index) and (steps == 1).all():
+    layout = jax.typeof(x).sharding
+    if not layout.mesh.empty and layout.mesh.are_all_axes_explicit:
+        return x.at[(slice(None),) * axis + (index,)].get(out_sharding=layout)
+    if len(index) and (np.diff(index) == 1).all():
         return jax.lax.slice_in_dim(x, int(index[0]), int(index[-1]) + 1, axis=axis)
     return jnp.take(x, index, axis=axis)
 
