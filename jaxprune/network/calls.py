@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.network.small import Keeps, Small, small
-from jaxprune.network.values import Axis, Value, common, fixed_axis
+from jaxprune.network.values import Axis, Value, common, fixed_axis, leaves_of, made_of
 from jaxprune.network.walk import Equation, Walk, rule
 
 _ROUNDS = 16
@@ -47,12 +47,12 @@ def _(
 
 def _met(walk: Walk, a: Value, b: Value, equation: Equation) -> Value:
     """What is true of both of two values: a carry before and after a round, two branches."""
-    made = a.made if a.made == b.made else None
+    made = made_of([a, b])
     axes = []
     for k, (x, y) in enumerate(zip(a.axes, b.axes, strict=True)):
         walk.tie(x, y, equation)
         states = common(np.stack([a.masked(k), b.masked(k)]))
-        axes.append(Axis(x.ids, states, x.of if made is not None and x.of == y.of else ()))
+        axes.append(Axis(x.ids, states, () if made is None else leaves_of([x, y])))
     return Value(
         tuple(axes),
         made,

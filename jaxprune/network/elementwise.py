@@ -100,7 +100,7 @@ def outcome(
 @rule(*(_KEEPS_ZERO | _SINGULAR_AT_ZERO | _OTHERS | _OF_SEVERAL))
 def elementwise(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     """Any operation entry by entry, of operands of one shape and scalars."""
-    made = made_of(inputs)
+    made = made_of(_whole(equation, inputs))
     if made is None:
         how = "placed" if equation.name == "select_n" else _kind(equation.name) or "other"
         for value in inputs:
@@ -119,6 +119,12 @@ def elementwise(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Val
         counts=counts,
     )
     return [value] * len(equation.of.outvars)
+
+
+def _whole(equation: Equation, inputs: list[Value]) -> list[Value]:
+    """The operands of which the entries are made: not what only chooses, nor scales all alike."""
+    inputs = inputs[1:] if equation.name == "select_n" else inputs
+    return [value for value in inputs if value.axes] or inputs
 
 
 @rule("optimization_barrier")

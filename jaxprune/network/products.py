@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.network.small import Keeps, Small, bound, sizes, small
-from jaxprune.network.values import ZERO, Axis, Origin, Value, fixed_axis
+from jaxprune.network.values import ZERO, Axis, Origin, Value, fixed_axis, fixed_value
 from jaxprune.network.walk import Equation, Product, Walk, rule
 
 
@@ -24,7 +24,9 @@ def _note(
     value, other = operands[which], operands[1 - which]
     hot = any(k in operands[1 - which].hot for k in _contracted(equation, 1 - which))
     walk.used(value, "looked up" if hot else "contracted")
-    for path in value.made or ():
+    made = sorted(value.made or ())
+    largest = max(made, key=lambda path: walk.sizes.get(path, 0), default=None)
+    for path in made:
         contracted, outputs, batch = (
             tuple(dict.fromkeys(k for axis in axes for p, k in value.axes[axis].of if p == path))
             for axes in roles
@@ -34,7 +36,7 @@ def _note(
             contracted=contracted,
             outputs=tuple(sorted(outputs)),
             batch=tuple(sorted(batch)),
-            flops=flops,
+            flops=flops if path == largest else 0.0,
             line=equation.line,
             others=tuple(sorted(other.made or ())),
             looked_up=hot,
@@ -93,6 +95,26 @@ def _origin(walk: Walk, equation: Equation, left: Value, right: Value, sums: boo
         return data.origin._replace(met=(*data.origin.met, *met))
     walk.ended(left, right)
     return Origin(equation.site) if leaf.made and data.made is None and sums else None
+
+
+@rule("ragged_dot_general")
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    """Each row meets one matrix of a stack."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (_, sums), (_, batch) = numbers.dot_dimension_numbers
+    rows, stack, *_ = inputs
+    for value in inputs:
+        walk.ended(value)
+        for axis in value.axes:
+            walk.pin(axis, equation)
+    groups = [*numbers.rhs_group_dimensions]
+    free = [k for k in range(len(stack.axes)) if k not in (*sums, *batch, *groups)]
+    each = math.prod(stack.axes[k].size for k in free)
+    flops = 2.0 * equation.times * math.prod(rows.shape) * each
+    if stack.made:
+        _note(walk, equation, (rows, stack), 1, (sorted(sums), free, [*batch, *groups]), flops)
+    walk.used(rows, "contracted")
+    return [fixed_value(equation.shape)]
 
 
 @rule("conv_general_dilated")

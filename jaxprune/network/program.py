@@ -108,6 +108,7 @@ def walked(program: Program, masked: Masked) -> tuple[Walk, dict[str, list[Axis]
     """A walk through a program, the axes of its leaves, and its outputs."""
     walk, axes, inputs = Walk(), {}, []
     for path, x in program.leaves.items():
+        walk.sizes[path] = x.size
         axes[path] = [_axis(walk, x, path, k, masked) for k in range(len(x.shape))]
         inputs.append(Value(tuple(axes[path]), frozenset([path])))
     for variable in program.traced.jaxpr.invars[len(inputs) :]:

@@ -140,6 +140,8 @@ class Walk:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self.ids = Ids()
+        self.sizes: dict[str, int] = {}
+        """The sizes of leaves."""
         self.notes = Notes({}, {}, {}, {}, {})
         self.labels: dict[Site, tuple[list[Value], list[Value]]] = {}
         """What goes into each equation and what comes out of it, in the last round of a loop."""
@@ -225,8 +227,22 @@ class Walk:
 
 
 def unknown(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
-    """Pins all axes: always sound, since there no shape changes any more."""
+    """Pins all axes: always sound, since there no shape changes any more.
+
+    A program within that takes and gives what the equation does is walked for what it says of
+    leaves, at the shapes that it has there: on one device of several.
+    """
     walk.ended(*inputs)
+    for program in core.jaxprs_in_params(equation.params):
+        if _ranks(program.invars) == _ranks(equation.of.invars) and _ranks(
+            program.outvars
+        ) == _ranks(equation.of.outvars):
+            given = [
+                _fixed(v, getattr(x.aval, "shape", ()))
+                for v, x in zip(inputs, program.invars, strict=True)
+            ]
+            walk.inside(equation, program, given)
+            break
     for value in inputs:
         walk.used(value, "other")
         for axis in value.axes:
@@ -234,6 +250,16 @@ def unknown(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     if any((axis.ids != FIXED).any() for value in inputs for axis in value.axes):
         walk.notes.unknown[equation.site] = equation.why()
     return [fixed_value(tuple(v.aval.shape)) for v in equation.of.outvars]
+
+
+def _ranks(atoms: Any) -> list[int]:
+    return [len(getattr(atom.aval, "shape", ())) for atom in atoms]
+
+
+def _fixed(value: Value, shape: Any) -> Value:
+    """A value of which nothing is cut, in another shape of its rank."""
+    axes = [fixed_axis(n, axis.of) for n, axis in zip(shape, value.axes, strict=True)]
+    return Value(tuple(axes), value.made)
 
 
 _LIBRARY = str(Path(__file__).parents[1])
