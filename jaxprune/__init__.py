@@ -42,6 +42,7 @@ from jaxprune.readers import metrics as metrics
 from jaxprune.readers import phase_of as phase_of
 from jaxprune.readers import sees_dense as sees_dense
 from jaxprune.readers import sparsity_of as sparsity_of
+from jaxprune.readers import support_of as support_of
 from jaxprune.report import Plan as Plan
 from jaxprune.report import Summary as Summary
 from jaxprune.report import plan as plan
@@ -136,6 +137,7 @@ __all__ = [
     "static",
     "straight_through",
     "summarize",
+    "support_of",
     "trace",
     "units",
     "verify",

@@ -20,7 +20,7 @@ from jaxprune.numbers import is_traced
 from jaxprune.schedules import Ramp
 from jaxprune.selection import any_nan, as_array, count_true, is_above
 from jaxprune.types import Chosen, Counts, Keep, Leaves, Ranked, Signals, wrong
-from jaxprune.units import Layers, units_of
+from jaxprune.units import Channels, Layers, units_of
 
 Scores = Mapping[str, Ranked]
 
@@ -48,9 +48,24 @@ class largest:
 
     def __call__(self, scores: Scores, s: Signals, kept: Leaves) -> Chosen:
         """The masks after a change."""
-        counts = self._counts(scores, s)
+        counts, units = self._counts(scores, s), units_of(s)
+        found = self._chosen(scores, s, kept, counts)
+        if isinstance(units, Channels) and units.rounds and self._final:
+            # Of channels that are ranked together nobody knows before how many each group keeps.
+            kept_now = {site: count_true(mask) for site, mask in found.masks.items()}
+            counts = {(site,): units.rounded(site, n) for site, n in kept_now.items()}
+            found = self._chosen(scores, s, kept, counts)
+        return found
+
+    @property
+    def _final(self) -> bool:
+        """Whether it is not for a moment: what drops now and grows at once is counted as it is."""
+        return getattr(self.budget, "share", None) is None
+
+    def _chosen(self, scores: Scores, s: Signals, kept: Leaves, counts: Counts) -> Chosen:
         if not kept:
-            least = self.budget.least(s) if isinstance(self.budget, Budget) else {}
+            alone = any(len(sites) > 1 for sites in counts)
+            least = self.budget.least(s) if alone and isinstance(self.budget, Budget) else {}
             return ranked_largest(scores, counts, least)
         # What stays is counted, and no floor asks for more of it.
         missing = {sites: _missing(n, [kept[x] for x in sites]) for sites, n in counts.items()}
@@ -72,7 +87,12 @@ class largest:
 
     def at_end(self, layers: Layers) -> dict[tuple[str, ...], int] | None:
         """What `at_end` gives."""
-        return self.budget.at_end(layers) if isinstance(self.budget, Budget) else None
+        counts = self.budget.at_end(layers) if isinstance(self.budget, Budget) else None
+        if counts is None or layers.rounded is None or not self._final:
+            return counts
+        if any(len(sites) > 1 for sites in counts):
+            return None
+        return {sites: layers.rounded(sites[0], n) for sites, n in counts.items()}
 
 
 def _missing(count: Any, kept: list[jax.Array]) -> jax.Array:

@@ -67,6 +67,35 @@ def masks_by_path(opt_state: Any) -> dict[str, jax.Array]:
     return {site: mask for each in masks for site, mask in each.items()}
 
 
+def support_of(opt_state: Any) -> Any:
+    """What the masks keep of each leaf: those of channels as entries, in the params' containers.
+
+    Args:
+      opt_state: an optimizer state that holds a pruning state.
+
+    Returns:
+      bool arrays that broadcast to the leaves, 1 along axes of which nothing is cut; holes at
+      leaves that are not pruned.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no pruning state, or two that prune the same leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, jaxprune
+      >>> from jaxprune.units import Group
+      >>> groups = {"hidden": Group(3, {"first": 1, "last": 0})}
+      >>> masks = {"hidden": jnp.array([True, False, True])}
+      >>> tx = jaxprune.static(optax.sgd(0.1), masks=masks, channels=groups)
+      >>> state = tx.init({"first": jnp.ones((2, 3)), "last": jnp.ones((3, 1))})
+      >>> print(jaxprune.support_of(state)["first"])
+      [[ True False  True]]
+    """
+    states = states_of(opt_state)
+    check_apart(states)
+    support = {path: m for state in states for path, m in probed(state).support.items()}
+    return trees.from_paths(states[0].prune_dense, support)
+
+
 def sparsity_of(opt_state: Any) -> jax.Array:
     """Share of the prunable weights that the masks prune: ``1 - kept / total``.
 

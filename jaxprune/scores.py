@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from jaxprune.trees import is_complex, uniform_like
 from jaxprune.types import Leaves, Ranked, Signals, wrong
+from jaxprune.units import Channels
 
 
 def magnitude(signals: Signals) -> Leaves:
-    """The size of each weight.
+    """The size of each weight; of channels, what they were chosen to be worth.
 
     |w|.
 
@@ -35,6 +36,8 @@ def magnitude(signals: Signals) -> Leaves:
       https://doi.org/10.1103/PhysRevA.39.6600; Han et al., "Learning both weights and connections
       for efficient neural networks", 2015, https://arxiv.org/abs/1506.02626.
     """
+    if isinstance(signals.units, Channels):
+        return signals.units.worth(signals, lambda p: _product(signals, p))
     return {path: _size(signals.dense[path]) for path in signals.support}
 
 
@@ -95,6 +98,9 @@ def saliency(signals: Signals) -> Leaves:
       Mozer & Smolensky, "Skeletonization", 1988; Lee, Ajanthan & Torr, "SNIP: single-shot network
       pruning based on connection sensitivity", 2019, https://arxiv.org/abs/1810.02340, eq. 6.
     """
+    if isinstance(signals.units, Channels):
+        sums = signals.units.at_gates(lambda p: _product(signals, p))
+        return {name: jnp.abs(each) for name, each in sums.items()}
     return {
         path: _saliency(signals.dense[path], _gradient(signals, path)) for path in signals.support
     }
@@ -121,6 +127,11 @@ def random(signals: Signals) -> Leaves:
       (2, 3)
     """
     return {path: uniform_like(signals.key, path, mask) for path, mask in signals.mask.items()}
+
+
+def _product(signals: Signals, path: str) -> jax.Array:
+    weight = signals.dense[path]
+    return weight * _gradient(signals, path).astype(weight.dtype)
 
 
 def _gradient(signals: Signals, path: str) -> jax.Array:

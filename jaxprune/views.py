@@ -72,6 +72,10 @@ hard = View(apply=_hard, copy=False)
 """``e = m * w``. The parameters are the weights: nothing is stored beside the mask."""
 
 
+at_rest = View(apply=_hard, update_scale=lambda signals: signals.support)
+"""``e = m * w``, of weights that are remembered: pruned ones stand still, and grow from there."""
+
+
 def guarded() -> Memory:
     """Remembers under ``"alive"`` which output units have a weight left: a guard against collapse.
 

@@ -165,3 +165,26 @@ def test_sharded_params_are_cut_where_they_lie(kind: Any) -> None:
         if kind == AxisType.Explicit:
             with pytest.raises(ValueError, match="divi"):
                 jaxprune.shrink(net, params, {"a[1]": np.arange(16) < 9})
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        lambda: jnp.linspace(1.0, 2.0, 6),
+        lambda: jnp.concatenate([jnp.ones(5), jnp.full(1, 2.0)]),
+        lambda: jnp.ones(6).at[2].set(3.0),
+    ],
+)
+def test_constants_are_cut_with_what_they_meet(constant: Any) -> None:
+    """However they are made: they are made whole, and then cut."""
+
+    def fn(params: Any, x: Any) -> Any:
+        return (x @ params["a"]) * constant() @ params["b"]
+
+    params = {"a": jnp.arange(24.0).reshape(4, 6), "b": jnp.arange(18.0).reshape(6, 3)}
+    net = jaxprune.trace(fn, params, jnp.ones((2, 4)))
+    (group,) = net.groups
+    small = jaxprune.shrink(net, params, {group.name: np.array([1, 0, 1, 1, 0, 0], bool)})
+    tiny.close(
+        small.fn(small.params, jnp.ones((2, 4))), fn(small.restore(small.params), jnp.ones((2, 4)))
+    )

@@ -263,6 +263,21 @@ def check_block(block: Any, start: Any) -> None:
         raise ValueError(wrong("start", "be None beside `block`", "first masks"))
 
 
+def refuse_channels(channels: Any) -> None:
+    """Refuses channels in a method that needs the gradients of what is pruned.
+
+    Args:
+      channels: what was given.
+
+    Raises:
+      ValueError: if it is not None.
+    """
+    if channels is not None:
+        hint = "a channel that is 0 all over has no gradient, by which this method would find it "
+        hint += "again: `gradual_magnitude`, `sparse_evolution` and `prune_and_grow` prune channels"
+        raise ValueError(wrong("channels", "be None here", type(channels).__name__, hint))
+
+
 def units_of_groups(
     m: int,
     unfit: str,

@@ -53,7 +53,8 @@ def gradual_magnitude(
       block: the shape of blocks that live and die together, ranked by the mean of their scores; one
         shorter than a leaf's means its last axes. Counts are then those of blocks.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
-      channels: ``{name: Group}`` to prune whole channels, in place of ``where``.
+      channels: what ``network.channels(...)`` returned, or ``{name: Group}``: whole channels are
+        pruned, in place of ``where``.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       seed: not used by this method's scores.

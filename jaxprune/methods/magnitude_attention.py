@@ -10,7 +10,7 @@ import optax
 from jaxprune import keep, scores
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.fences import cut
-from jaxprune.methods.common import Schedule, end_of, refreshes, schedule_of
+from jaxprune.methods.common import Schedule, end_of, refreshes, refuse_channels, schedule_of
 from jaxprune.names import OutputAxis
 from jaxprune.network import Network
 from jaxprune.numbers import is_traced
@@ -50,6 +50,7 @@ def magnitude_attention(
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
     stacked: Stacked = None,
+    channels: None = None,
     start: Start = None,
     output_axis: OutputAxis = None,
     seed: int = 0,
@@ -95,6 +96,8 @@ def magnitude_attention(
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: refused: a channel that is 0 all over has no gradient, by which this method would
+        find it again.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
@@ -125,6 +128,7 @@ def magnitude_attention(
       exploitation. The formula of a, the floor on masked gradients, its hold between refreshes, the
       guard and the update form are our reading.
     """
+    refuse_channels(channels)
     units = units_for(where, exclude, output_axis, stacked, network=network)
     schedule = schedule_of(sparsity, ramp, start, units)
     stop = end_of(schedule) if stop is None else stop

@@ -101,7 +101,8 @@ def prune_and_grow(
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
-      channels: ``{name: Group}`` to prune whole channels, in place of ``where``.
+      channels: what ``network.channels(...)`` returned, or ``{name: Group}``: whole channels are
+        pruned, in place of ``where``.
       start: first masks, by path, or a function of the first update's `Signals`; "magnitude" takes
         the largest weights of a trained network; by default chance decides.
       output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at

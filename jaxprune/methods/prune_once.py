@@ -16,7 +16,7 @@ from jaxprune.schedules import constant
 from jaxprune.selection import any_nan, as_array
 from jaxprune.trees import Where
 from jaxprune.types import Chosen, Keep, Leaves, Ranked, Signals, wrong
-from jaxprune.units import Stacked
+from jaxprune.units import Groups, Stacked, units_for
 from jaxprune.views import masked
 
 Score = Callable[[str, jax.Array], jax.Array]
@@ -40,6 +40,7 @@ def prune_once(
     output_axis: OutputAxis = None,
     unfit: Literal["refuse", "skip"] = "refuse",
     stacked: Stacked = None,
+    channels: Groups | None = None,
 ) -> tuple[Any, Any]:
     """Prunes the weights of lowest score at once.
 
@@ -67,6 +68,8 @@ def prune_once(
       unfit: what becomes of leaves that do not sum a multiple of m inputs: "refuse" names them all,
         "skip" leaves them dense.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: what ``network.channels(...)`` returned, or ``{name: Group}``: whole channels are
+        pruned, in place of ``where``; a ``score`` is then summed over all that belongs to one.
 
     Returns:
       The pruned params, exactly +0.0 off the masks, and the masks (holes on unpruned leaves).
@@ -99,9 +102,15 @@ def prune_once(
       Neural Networks, 2021, https://arxiv.org/abs/2104.08378, N:M.
     """
     leaves = trees.by_path(params)
-    units = units_of_groups(m or 1, unfit, where, exclude, output_axis, stacked, network)
+    if channels is None:
+        units = units_of_groups(m or 1, unfit, where, exclude, output_axis, stacked, network)
+    else:
+        units = units_for(where, exclude, output_axis, stacked, channels, network=network)
+        if m or block or distribution == "output":
+            expected = "stand without `n`, `m`, `block` and outputs of its own"
+            raise ValueError(wrong("channels", expected, "one of them"))
     s = Signals(jnp.zeros((), jnp.int32), leaves, units.whole(leaves), units=units)
-    ranked = scores.magnitude(s) if score is None else _scored(score, s)
+    ranked = scores.magnitude(s) if score is None else units.pooled(_scored(score, s))
     if (n is None) != (m is None) or (n is None) == (sparsity is None):
         expected = "be given unless `n` and `m` are, which say it"
         raise ValueError(wrong("sparsity", expected, sparsity))
@@ -134,10 +143,10 @@ def _scored(score: Score, s: Signals) -> Leaves:
     if not callable(score):
         expected = "be None or a function of a path and a weight"
         raise TypeError(wrong("score", expected, score))
-    found = {path: jnp.asarray(score(path, s.dense[path])) for path in s.mask}
+    found = {path: jnp.asarray(score(path, s.dense[path])) for path in s.support}
     for path, x in found.items():
-        if x.shape != s.mask[path].shape:
-            expected = f"return the shape {s.mask[path].shape} for '{path}'"
+        if x.shape != s.dense[path].shape:
+            expected = f"return the shape {s.dense[path].shape} for '{path}'"
             raise ValueError(wrong("score", expected, x.shape))
     return found
 

@@ -13,6 +13,7 @@ from jaxprune.methods.common import (
     budget_of,
     check_block,
     periodic,
+    refuse_channels,
     share_of,
 )
 from jaxprune.network import Network
@@ -38,6 +39,7 @@ def rigl(
     min_density: float = 0.0,
     block: tuple[int, ...] | None = None,
     stacked: Stacked = None,
+    channels: None = None,
     start: Start = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -66,6 +68,8 @@ def rigl(
       block: the shape of blocks that live and die together, ranked by the mean of their scores; one
         shorter than a leaf's means its last axes. Counts are then those of blocks.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: refused: a channel that is 0 all over has no gradient, by which this method would
+        find it again.
       start: first masks, by path, or a function of the first update's `Signals`; by default chance
         decides.
       seed: of the first masks.
@@ -97,6 +101,7 @@ def rigl(
       grown weights restart at the mean of their leaf, first ones at 0.
     """
     check_block(block, start)
+    refuse_channels(channels)
     units = units_for(where, exclude, stacked=stacked, network=network)
     budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
     dropped = share_of("drop_fraction", drop_fraction, lambda f: CosineDecay(f, stop))

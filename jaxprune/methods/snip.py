@@ -12,7 +12,7 @@ from jaxprune.schedules import constant, once
 from jaxprune.transform import Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import KEPT, MaskUpdate
-from jaxprune.units import Stacked, units_for
+from jaxprune.units import Groups, Stacked, units_for
 
 
 @method
@@ -27,6 +27,7 @@ def snip(
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
     stacked: Stacked = None,
+    channels: Groups | None = None,
     start: Start = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -46,6 +47,8 @@ def snip(
       min_density: least share kept in each leaf under a global ranking. A leaf that is initialised
         to zero has no saliency, and keeps nothing without it.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: what ``network.channels(...)`` returned, or ``{name: Group}``: whole channels are
+        pruned, in place of ``where``.
       start: masks, by path, or a function of the first update's `Signals`, among whose kept entries
         it chooses.
       seed: not used by this method's scores.
@@ -75,5 +78,5 @@ def snip(
     """
     budget = Budget(constant(sparsity), distribution, overrides, min_density)
     most_missed = MaskUpdate(once(1), scores.saliency, keep.largest(budget), KEPT)
-    units = units_for(where, exclude, stacked=stacked, network=network)
+    units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
     return prune(inner, [most_missed], views.hard, units=units, start=start, seed=seed)

@@ -13,7 +13,7 @@ from jaxprune.schedules import constant
 from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import KEPT, PRUNED, MaskUpdate
-from jaxprune.units import Stacked, units_for
+from jaxprune.units import Groups, Stacked, units_for
 
 
 @method
@@ -31,6 +31,7 @@ def sparse_evolution(
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
     stacked: Stacked = None,
+    channels: Groups | None = None,
     start: Start = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -38,7 +39,8 @@ def sparse_evolution(
 
     Masks are drawn at random. Every ``every`` updates, up to ``stop``, the ``floor(f k)`` smallest
     ``|w|`` of the k kept weights of a leaf are dropped, and as many of all pruned ones are grown by
-    chance. Grown weights start at 0.
+    chance. Grown weights start at 0; grown channels where they were, since one that is 0 all over
+    has no gradient: a copy of pruned channels stands still in the state.
 
     Args:
       inner: the optimizer; or None, written out, to stand last in a chain: no gradient is read. The
@@ -57,6 +59,8 @@ def sparse_evolution(
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: what ``network.channels(...)`` returned, or ``{name: Group}``: whole channels are
+        pruned, in place of ``where``.
       start: first masks, by path, or a function of the first update's `Signals`; by default chance
         decides.
       seed: of the first masks and of what grows.
@@ -86,7 +90,7 @@ def sparse_evolution(
       ranks ``|w|`` of both. Their layers are Erdős-Rényi graphs; ours have its extension to
       kernels, exact counts, grown weights that start at 0, and one may grow that was just dropped.
     """
-    units = units_for(where, exclude, stacked=stacked, network=network)
+    units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
     budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
     dropped = share_of("drop_fraction", drop_fraction, constant)
     swapping = periodic(every, stop)
@@ -96,7 +100,7 @@ def sparse_evolution(
             MaskUpdate(swapping, scores.magnitude, keep.largest(budget.less(dropped)), KEPT),
             MaskUpdate(swapping, scores.random, keep.largest(budget), PRUNED),
         ],
-        views.hard,
+        views.hard if channels is None else views.at_rest,
         units=units,
         start=AtRandom(keep.largest(budget)) if start is None else start,
         seed=seed,

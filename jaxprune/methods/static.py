@@ -12,7 +12,7 @@ from jaxprune.schedules import constant
 from jaxprune.transform import AtRandom, Start, method, prune
 from jaxprune.trees import Where
 from jaxprune.types import wrong
-from jaxprune.units import Stacked, units_for
+from jaxprune.units import Groups, Stacked, units_for
 
 
 @method
@@ -29,6 +29,7 @@ def static(
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
     stacked: Stacked = None,
+    channels: Groups | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains under masks that never change: ``e = m * w``.
@@ -46,6 +47,8 @@ def static(
       overrides: ``{pattern: sparsity}`` for random masks, counted in the total.
       min_density: least share kept in each leaf of random masks that are drawn over the tree.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: what ``network.channels(...)`` returned, or ``{name: Group}``: whole channels are
+        pruned, in place of ``where``.
       seed: of random masks.
 
     Returns:
@@ -78,6 +81,6 @@ def static(
     if sparsity is not None:
         budget = Budget(constant(sparsity), distribution, overrides, min_density)
         first = AtRandom(keep.largest(budget))
-    units = units_for(where, exclude, stacked=stacked, network=network)
+    units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
     named = "masks" if start is None else "start"
     return prune(inner, [], views.hard, units=units, start=first, start_named=named, seed=seed)

@@ -9,7 +9,7 @@ import optax
 from jaxprune import keep, scores
 from jaxprune.distributions import Budget, Distribution
 from jaxprune.fences import cut
-from jaxprune.methods.common import refreshes, schedule_of
+from jaxprune.methods.common import refreshes, refuse_channels, schedule_of
 from jaxprune.names import OutputAxis
 from jaxprune.network import Network
 from jaxprune.transform import Start, method, prune
@@ -33,6 +33,7 @@ def straight_through(
     overrides: Mapping[str, float] | None = None,
     min_density: float = 0.0,
     stacked: Stacked = None,
+    channels: None = None,
     start: Start = None,
     dead_units: Literal["hold", "move"] = "hold",
     output_axis: OutputAxis = None,
@@ -56,6 +57,8 @@ def straight_through(
       overrides: ``{pattern: sparsity}``, counted in the total.
       min_density: least share kept in each leaf under a global ranking.
       stacked: ``{pattern: axis}`` of scanned layers, whose slices are layers of their own.
+      channels: refused: a channel that is 0 all over has no gradient, by which this method would
+        find it again.
       start: first masks, by path, or a function of the first update's `Signals`; the ramp begins at
         the sparsity of masks that are given.
       dead_units: "hold": masked weights of an output unit without any kept weight get no gradient
@@ -90,6 +93,7 @@ def straight_through(
       guard is ours.
     """
     one_of("dead_units", dead_units, ("hold", "move"))
+    refuse_channels(channels)
     units = units_for(where, exclude, output_axis, stacked, network=network)
     schedule = schedule_of(sparsity, ramp, start, units)
     budget = Budget(schedule, distribution, overrides, min_density)

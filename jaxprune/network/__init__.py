@@ -1,5 +1,8 @@
 """A network, known by tracing it: what is contracted along which axes, and what follows from it."""
 
+from jaxprune.network.choice import ChannelChoice as ChannelChoice
+from jaxprune.network.choice import rounded as rounded
+from jaxprune.network.choice import steps_of as steps_of
 from jaxprune.network.groups import Group as Group
 from jaxprune.network.groups import Member as Member
 from jaxprune.network.leaves import Leaf as Leaf

@@ -25,11 +25,13 @@ class Member(NamedTuple):
       path: of the leaf.
       axis: of the leaf.
       runs: the unit of each index, as `Runs`; -1 where it belongs to none of the group.
+      ndim: how many axes the leaf has; 0 if that is not known.
     """
 
     path: str
     axis: int
     runs: Runs
+    ndim: int = 0
 
     def units(self) -> np.ndarray:
         """The unit of each index, `[N]`."""
@@ -46,6 +48,7 @@ class Group(NamedTuple):
       gates: the paths and axes by which a channel can be shut: the scale and the bias of the norm
         that follows a layer, or the kernel and the bias where none does.
       inexact: sums over these channels that see more than 0 of one that is removed, with lines.
+      scales: those of the gates that multiply: the scales of norms.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Group(NamedTuple):
     members: tuple[Member, ...]
     gates: tuple[tuple[str, int], ...] = ()
     inexact: tuple[str, ...] = ()
+    scales: tuple[tuple[str, int], ...] = ()
 
 
 def runs_of(numbers: np.ndarray) -> Runs:
@@ -109,7 +113,7 @@ def groups_of(
             units[places[here] - begins[k]] = unit[here]
             shared = (units != NOBODY).sum() < here.sum()  # an index with two units of the group
             path, axis = names[k]
-            members.append(Member(path, axis, () if shared else runs_of(units)))
+            members.append(Member(path, axis, () if shared else runs_of(units), len(axes[path])))
         own = np.unique(roots[mine]).tolist()
         along = [(each.path, each.axis) for each in members]
         if len(own) < 2 or not (made | summed).intersection(along):
@@ -121,7 +125,8 @@ def groups_of(
         again = sum(group.name.split("#")[0] == name for group, _ in found)
         name += f"#{again + 1}" if again else ""
         why = tuple(dict.fromkeys(each for root in own for each in wrong.get(root, ())))
-        found.append((Group(name, len(own), tuple(members), _gates(leaves, members), why), own))
+        gates, scales = _gates(leaves, members)
+        found.append((Group(name, len(own), tuple(members), gates, why, scales), own))
     return found
 
 
@@ -152,18 +157,22 @@ def by_root(closed: Closed, inexact: Iterable[Inexact]) -> dict[int, list[str]]:
     return found
 
 
-def _gates(leaves: Iterable[Leaf], members: Iterable[Member]) -> tuple[tuple[str, int], ...]:
-    """By what the channels of a group can be shut."""
+Along = tuple[tuple[str, int], ...]
+
+
+def _gates(leaves: Iterable[Leaf], members: Iterable[Member]) -> tuple[Along, Along]:
+    """By what the channels of a group can be shut, and which of it multiplies."""
     axes: dict[str, list[int]] = defaultdict(list)
     for each in members:
         axes[each.path].append(each.axis)
-    found: list[tuple[str, int]] = []
+    gates: list[tuple[str, int]] = []
+    scales: list[tuple[str, int]] = []
     for leaf in leaves:
-        makes = [k for k in axes[leaf.path] if k in leaf.outputs]
-        if leaf.use == "table" and not leaf.outputs:
-            makes = axes[leaf.path]
+        table = leaf.use == "table" and not leaf.outputs
+        makes = [k for k in axes[leaf.path] if table or k in leaf.outputs]
         if makes and not leaf.norm:
-            found += [(leaf.path, k) for k in makes]
+            gates += [(leaf.path, k) for k in makes]
         if makes:
-            found += [(p, k) for p in leaf.norm or leaf.biases for k in axes[p]]
-    return tuple(dict.fromkeys(found))
+            gates += [(p, k) for p in leaf.norm or leaf.biases for k in axes[p]]
+            scales += [(p, k) for p in leaf.norm[:1] for k in axes[p]]
+    return tuple(dict.fromkeys(gates)), tuple(dict.fromkeys(scales))

@@ -100,6 +100,12 @@ def _together(walk: Walk, values: list[Value], axes: list[Axis], one_origin: boo
     return Value(tuple(axes), made, all(value.null for value in values), origin=origin)
 
 
+def _ids_of_piece(walk: Walk, value: Value, k: int) -> np.ndarray:
+    """The ids of a piece; one number of a constant is free: it is cut where it is put."""
+    alone = value.shape[k] == 1 and value.made == frozenset()
+    return walk.ids.fresh(1) if alone else value.axes[k].ids
+
+
 @rule("concatenate")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     along, axes = equation.params["dimension"], []
@@ -107,10 +113,22 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         if k != along:
             axes.append(_side_by_side(walk, inputs, k, equation))
             continue
-        ids = np.concatenate([value.axes[k].ids for value in inputs])
+        ids = np.concatenate([_ids_of_piece(walk, value, k) for value in inputs])
         masked = np.concatenate([value.masked(k) for value in inputs])
         axes.append(Axis(ids, masked, leaves_of([value.axes[k] for value in inputs])))
     return [_together(walk, inputs, axes, one_origin=True)]
+
+
+@small("concatenate")
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    along, begin, pieces = equation.params["dimension"], 0, []
+    for x, keeps in zip(args, ins, strict=True):
+        left = outs[0][along][begin : begin + len(keeps[along])]
+        begin += len(left)
+        pieces.append(x if (left == keeps[along]).all() else taken(x, np.flatnonzero(left), along))
+    return bound(equation, pieces)
 
 
 @rule("stack")

@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxprune.network.values import Site, Value
-from jaxprune.network.walk import Equation, Walk
+from jaxprune.network.walk import RULES, Equation, Walk
 
 Keeps = list[np.ndarray]
 """Which indices of each axis of a value are kept, `[N]` each."""
@@ -74,7 +74,10 @@ class Small:
         touched = not all(keep.all() for keeps in (*ins, *outs) for keep in keeps)
         if (touched or self.watch is not None) and equation.name in SMALL:
             return [*SMALL[equation.name](self, equation, args, ins, outs)]
-        return bound(equation, args)
+        found = bound(equation, args)
+        if equation.name in RULES:
+            return found
+        return [cut(x, keeps) for x, keeps in zip(found, outs, strict=True)]
 
 
 def bound(equation: Equation, args: Sequence[Any], **changed: Any) -> list[Any]:

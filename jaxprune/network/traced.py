@@ -9,13 +9,14 @@ from typing import Any
 import jax
 
 from jaxprune import trees
+from jaxprune.network.choice import ChannelChoice, choice_of
 from jaxprune.network.cuts import Cut, cut_of
 from jaxprune.network.groups import Group, Member, groups_of
 from jaxprune.network.leaves import Leaf, Pin, leaves_of
 from jaxprune.network.program import all_arrays, arrays, program_of, shape_of, walked, when_removed
 from jaxprune.network.values import Value
 from jaxprune.network.walk import Walk
-from jaxprune.types import wrong
+from jaxprune.types import one_of, wrong
 
 
 @jax.tree_util.register_static
@@ -53,6 +54,43 @@ class Network:
         for name in masks:
             self.group(name)
         return cut_of(self._groups, masks, dict(self.shapes))
+
+    def channels(
+        self,
+        *,
+        round_to: int | Mapping[str, int] = 8,
+        min_keep: int = 1,
+        where: trees.Where | None = None,
+        inexact: str = "pin",
+        score: Any = "l2",
+    ) -> ChannelChoice:
+        """Channels for a method to prune: its argument ``channels``.
+
+        Args:
+          round_to: widths are multiples of it, since odd ones are slow; or ``{pattern: multiple}``
+            by the names of groups, 1 for those that no pattern matches.
+          min_keep: channels that every group keeps.
+          where: which groups: a regex, searched in their names and in the paths of their members,
+            several, or ``(name, group) -> bool``; all by default.
+          inexact: "pin" leaves out groups over which the network sums something that is not 0 once
+            a channel is removed; "allow" prunes them too.
+          score: what a channel is worth where a method ranks magnitudes: "l1" or "l2" of all that
+            belongs to it, "scale", the l1 of the scales of the norms that follow (of the layers
+            where none does), "taylor", the size of the sum of w g over all that belongs to it, or
+            ``signals -> {name of a group: scores}``. All but the last are divided by their mean
+            over the group's kept channels, so that groups of different fan may be ranked together.
+
+        Returns:
+          What ``channels`` of a method takes; static.
+
+        Raises:
+          ValueError: if no channel can be removed, a pattern matches nothing, or a group is smaller
+            than ``round_to`` or ``min_keep``.
+        """
+        one_of("inexact", inexact, ("pin", "allow"))
+        if not callable(score):
+            one_of("score", score, ("l1", "l2", "scale", "taylor"))
+        return choice_of(self.groups, round_to, min_keep, where, inexact, score)
 
     def traced_from(self) -> "Source":
         """The function and what it was traced with; a network that was read from JSON has none."""

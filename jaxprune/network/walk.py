@@ -247,6 +247,9 @@ def unknown(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         walk.used(value, "other")
         for axis in value.axes:
             walk.pin(axis, equation)
+    if all(value.made == frozenset() for value in inputs):  # it is run whole, and then cut
+        shapes = [tuple(v.aval.shape) for v in equation.of.outvars]
+        return [Value(tuple(map(walk.free_axis, shape)), frozenset()) for shape in shapes]
     if any((axis.ids != FIXED).any() for value in inputs for axis in value.axes):
         walk.notes.unknown[equation.site] = equation.why()
     return [fixed_value(tuple(v.aval.shape)) for v in equation.of.outvars]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from jaxprune import trees
 from jaxprune.masks import global_topk
 from jaxprune.masks.ranking import largest
-from jaxprune.network import Group, Network
+from jaxprune.network import Group, Network, rounded, steps_of
 from jaxprune.network.groups import NOBODY, by_root, groups_of
 from jaxprune.network.program import ALSO, all_arrays, program_of, shape_of, walked
 from jaxprune.network.traced import pin_outputs
@@ -91,9 +90,8 @@ def select_units(
 
     ``k_g = round(density n_g)`` of the n_g channels of each group, or where ``scope`` is "global"
     as many as are among the ``round(density sum_g n_g)`` highest of all scores divided by the mean
-    of their group. Either is at least ``min_keep``, and is then brought to the nearest multiple of
-    ``round_to`` or to all (half up, no less than ``min_keep``); the highest stay, the first of
-    equal ones.
+    of their group. Either is brought to the nearest multiple of ``round_to``, or to all (half up,
+    no less than ``min_keep``); the highest stay, the first of equal ones.
 
     Args:
       scores: ``{name of a group: float[size]}``, as `pool_scores` returns.
@@ -125,37 +123,20 @@ def select_units(
     share = decimal(checked_share("density", density, whole=True))
     if share == 0:
         raise ValueError(wrong("density", "lie in (0, 1]", density))
-    steps = _steps(round_to, scores, min_keep)
+    sizes = {name: int(np.size(score)) for name, score in scores.items()}
+    steps = steps_of(round_to, sizes, min_keep)
     flat = {name: jnp.asarray(score, jnp.float32) for name, score in scores.items()}
     if scope == "global":
         fair = {n: score / jnp.maximum(jnp.mean(score), _LEAST) for n, score in flat.items()}
         chosen = global_topk(fair, float(share))
-        wanted = {name: Fraction(int(mask.sum())) for name, mask in chosen.items()}
+        wanted = {name: int(mask.sum()) for name, mask in chosen.items()}
     else:
-        wanted = {name: share * score.size for name, score in flat.items()}
+        wanted = {name: round(share * size) for name, size in sizes.items()}
     found = {}
     for name, score in flat.items():
-        step, want = steps[name], max(wanted[name], min_keep)
-        low = max(int(want // step) * step, min(step, score.size))
-        high = min(low + step, score.size)
-        count = high if high - want <= want - low or low < min_keep else low
+        count = rounded(wanted[name], steps[name], min_keep, sizes[name])
         found[name] = largest({name: score}, {(name,): count}).masks[name]
     return found
-
-
-def _steps(
-    round_to: int | Mapping[str, int], scores: Mapping[str, Any], min_keep: int
-) -> dict[str, int]:
-    """The multiple of each group's width."""
-    given = round_to if isinstance(round_to, Mapping) else {"": round_to}
-    steps = dict.fromkeys(scores, 1) | trees.by_pattern(given, scores, "round_to")
-    for name, score in scores.items():
-        for argument, least in (("round_to", steps[name]), ("min_keep", min_keep)):
-            if not 1 <= least <= np.size(score):
-                expected = f"lie between 1 and the {np.size(score)} channels of '{name}'"
-                hint = "`round_to={pattern: multiple}` says it by groups" if score.size else ""
-                raise ValueError(wrong(argument, expected, least, hint))
-    return steps
 
 
 _LEAST = jnp.finfo(jnp.float32).tiny

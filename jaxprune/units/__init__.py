@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxprune.names import OutputAxis
-from jaxprune.network import Network
+from jaxprune.network import ChannelChoice, Network
 from jaxprune.trees import Where
 from jaxprune.types import wrong
 from jaxprune.units.channels import Channels as Channels
@@ -58,7 +58,8 @@ def units_for(
       exclude: which of them are not.
       output_axis: the axes of a leaf that count its outputs, where the rule by names is wrong.
       stacked: ``{pattern: axis}`` of leaves that stack layers.
-      channels: ``{name: Group}``, in place of all of these.
+      channels: ``{name: Group}``, or what ``channels`` of a traced network returned, in place of
+        all of these.
       multiple_of: leaves that do not sum a multiple of so many inputs are left out.
       network: what `trace` knows of the network, in place of what names suggest.
 
@@ -82,4 +83,7 @@ def units_for(
         if value is not None:
             expected = "be None beside `channels`, which name their leaves"
             raise ValueError(wrong(name, expected, value))
+    if isinstance(channels, ChannelChoice):
+        groups = {group.name: group for group in channels.groups}
+        return Channels(groups, channels.steps, channels.min_keep, channels.score)
     return Channels(channels)

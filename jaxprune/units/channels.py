@@ -1,13 +1,18 @@
 """Channels: indices of several leaves that live and die together."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import trees
+from jaxprune.network import ChannelChoice, Member, rounded
+from jaxprune.network import Group as TracedGroup
+from jaxprune.network.groups import NOBODY
+from jaxprune.network.program import ALSO
 from jaxprune.selection import as_array
 from jaxprune.types import Leaves, hashable, wrong
 from jaxprune.units.layers import Layers
@@ -25,8 +30,8 @@ class Group(NamedTuple):
     members: Mapping[str, int]
 
 
-Groups = Mapping[str, Group]
-"""Groups by name."""
+Groups = Mapping[str, Group] | ChannelChoice
+"""Groups by name, made by hand; or what ``channels`` of a traced network returned."""
 
 
 @jax.tree_util.register_static
@@ -35,34 +40,39 @@ class Channels:
     """Every channel of every group is a unit: sites are the names of groups.
 
     Attributes:
-      groups: ``{name: Group}``.
+      groups: ``{name: Group}``, of either kind; ``{name: group of a traced network}`` once made.
+      steps: ``{name: the multiple of its width}``; 1 for others.
+      min_keep: channels that each group keeps.
+      score: what a channel is worth by magnitude, as `Network.channels` says it.
     """
 
     groups: Any
+    steps: Any = ()
+    min_keep: int = 0
+    score: Any = "l1"
 
     def __post_init__(self) -> None:
         """Brings groups into a form that can be hashed."""
         groups = dict(self.groups)
         if not groups:
             raise ValueError(wrong("channels", "have at least one group", "none"))
-        for name, group in groups.items():
-            for path, axis in dict(group.members).items():
-                if not isinstance(axis, int) or axis < 0:
-                    expected = f"give the axis of '{path}', 0 or more"
-                    raise ValueError(wrong(f"channels['{name}']", expected, axis))
-        found = {n: Group(g.size, hashable(dict(g.members))) for n, g in groups.items()}
+        found = {name: _traced(name, group) for name, group in groups.items()}
         object.__setattr__(self, "groups", hashable(found))
+        object.__setattr__(self, "steps", hashable(dict(self.steps)))
 
     def whole(self, leaves: Leaves) -> dict[str, jax.Array]:
         """All-kept masks of the groups; every member must have its axis."""
         for name, group in self.groups.items():
             if name in leaves:
                 raise ValueError(wrong("channels", "not name groups like leaves", name))
-            for path, axis in group.members.items():
+            for member in group.members:
+                path, axis = member.path, member.axis
                 expected = f"have only members among the params in '{name}'"
                 trees.known(path, leaves, "channels", expected)
-                if leaves[path].shape[axis : axis + 1] != (group.size,):
-                    expected = f"have {group.size} channels along axis {axis} of '{path}'"
+                size = sum(number for _, _, number in member.runs)
+                if leaves[path].shape[axis : axis + 1] != (size,):
+                    what = "channels" if size == group.size else "indices"
+                    expected = f"have {size} {what} along axis {axis} of '{path}'"
                     raise ValueError(wrong(f"channels['{name}']", expected, leaves[path].shape))
         return {name: jnp.ones(group.size, bool) for name, group in self.groups.items()}
 
@@ -76,7 +86,10 @@ class Channels:
 
     def reasons(self, leaves: Leaves) -> dict[str, str]:
         """In which groups each leaf loses indices: no leaf is pruned by entries."""
-        groups = {path: [n for n, g in self.groups.items() if path in g.members] for path in leaves}
+        groups: dict[str, list[str]] = {path: [] for path in leaves}
+        for name, group in self.groups.items():
+            for path in dict.fromkeys(member.path for member in group.members):
+                groups[path].append(name)
         return {p: f"channels of {', '.join(n)}" if n else "left out" for p, n in groups.items()}
 
     def members(self, masks: Leaves) -> list[str]:
@@ -86,30 +99,82 @@ class Channels:
     def shapes(self, masks: Leaves) -> dict[str, tuple[int, ...]]:
         """The shapes of the leaves that are pruned, 1 along axes that no group names."""
         found: dict[str, list[int]] = {}
-        for name in self.own(masks):
-            for path, axis in self.groups[name].members.items():
-                shape = found.setdefault(path, [])
-                shape.extend([1] * (axis + 1 - len(shape)))
-                shape[axis] = self.groups[name].size
+        for member in self._members(masks):
+            shape = found.setdefault(member.path, [])
+            shape.extend([1] * (max(member.axis + 1, member.ndim) - len(shape)))
+            shape[member.axis] = len(member.units())
         return {path: tuple(shape) for path, shape in found.items()}
 
     def support(self, masks: Leaves, leaves: Leaves) -> Leaves:
         """An entry stays if all its channels do."""
         found: dict[str, Any] = {}
         for name in self.own(masks):
-            for path, axis in self.groups[name].members.items():
-                shape = [1] * len(leaves[path].shape)
-                shape[axis] = self.groups[name].size
-                part = masks[name].reshape(shape)
-                found[path] = found[path] & part if path in found else part
+            for member in self.groups[name].members:
+                shape = [1] * len(leaves[member.path].shape)
+                shape[member.axis] = -1
+                part = _spread(masks[name], member.units()).reshape(shape)
+                before = found.get(member.path)
+                found[member.path] = part if before is None else before & part
         return {path: found[path] for path in leaves if path in found}
 
     def pooled(self, scores: Leaves) -> dict[str, Any]:
         """The sum over a channel's entries in members with a score; by name it stays as it is."""
         return {
-            name: scores[name] if name in scores else _pooled(name, group, scores)
+            name: scores[name] if name in scores else _scored(name, group.members, scores)
             for name, group in self.groups.items()
         }
+
+    def worth(self, s: Any, product: Callable[[str], jax.Array]) -> dict[str, jax.Array]:
+        """What each channel is worth by magnitude, in means of its group.
+
+        Args:
+          s: the `Signals`.
+          product: path -> w g of the leaf's entries.
+        """
+        if not isinstance(self.score, str):
+            return self.score(s)
+        found = {}
+        for name, group in self.groups.items():
+            members = group.members
+            if self.score == "scale":
+                named = group.scales or group.gates
+                members = [each for each in members if (each.path, each.axis) in named]
+            paths = [each.path for each in members]
+            if self.score == "taylor":
+                each = jnp.abs(pool(members, group.size, {p: product(p) for p in paths}))
+            elif self.score == "l2":
+                squares = {p: jnp.square(jnp.abs(s.dense[p])) for p in paths}
+                each = jnp.sqrt(pool(members, group.size, squares))
+            else:
+                each = pool(members, group.size, {p: jnp.abs(s.dense[p]) for p in paths})
+            kept = s.mask[name]
+            number = jnp.maximum(jnp.sum(kept, dtype=jnp.float32), 1)
+            mean = jnp.sum(jnp.where(kept, each, 0)) / number
+            found[name] = each / jnp.where(mean > 0, mean, 1)
+        return found
+
+    def at_gates(self, entries: Callable[[str], jax.Array]) -> dict[str, jax.Array]:
+        """The sum over a channel's entries in its gates; in all members where none are known.
+
+        Args:
+          entries: path -> what is summed.
+        """
+        found = {}
+        for name, group in self.groups.items():
+            gates = [each for each in group.members if (each.path, each.axis) in group.gates]
+            members = gates or group.members
+            found[name] = pool(members, group.size, {m.path: entries(m.path) for m in members})
+        return found
+
+    def rounded(self, site: str, count: Any) -> Any:
+        """How many channels of a group stay, if so many were to."""
+        group = self.groups[site]
+        return rounded(count, self.steps.get(site, 1), self.min_keep, group.size)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether counts are not as a budget says."""
+        return self.min_keep > 1 or any(step > 1 for step in self.steps.values())
 
     def packed(self, masks: Leaves, like: Any) -> Any:
         """By name; a scalar in place of none, as `optax.tree.map_params` wants it."""
@@ -123,7 +188,8 @@ class Channels:
 
     def layers(self, masks: Leaves) -> Layers:
         """Each group is a layer of as many units as it has channels."""
-        return Layers({name: tuple(mask.shape) for name, mask in masks.items()}, {})
+        shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+        return Layers(shapes, {}, self.rounded if self.rounds else None)
 
     def stacks(self, leaves: Leaves) -> dict[str, int]:
         """None: the channels of stacked layers would be a site of two axes."""
@@ -147,13 +213,50 @@ class Channels:
         del masks
         return {}
 
+    def _members(self, masks: Leaves) -> list[Member]:
+        return [member for name in self.own(masks) for member in self.groups[name].members]
 
-def _pooled(name: str, group: Group, scores: Leaves) -> jax.Array:
-    sums = []
-    for path, axis in group.members.items():
-        if path in scores:
-            score = as_array(scores[path]).astype(jnp.float32)
-            sums.append(jnp.sum(score, axis=[a for a in range(score.ndim) if a != axis]))
-    if not sums:
+
+def pool(members: Iterable[Member], size: int, entries: Leaves) -> jax.Array:
+    """The sum over all entries of each channel, float32 ``[size]``."""
+    total = jnp.zeros(size, jnp.float32)
+    for member in members:
+        x, units = as_array(entries[member.path]), member.units()
+        each = jnp.sum(x.astype(jnp.float32), axis=[k for k in range(x.ndim) if k != member.axis])
+        if not _is_plain(units, size):  # what is of no unit goes behind the last, and is dropped
+            each = jax.ops.segment_sum(each, np.where(units == NOBODY, size, units), size)
+        total += each
+    return total
+
+
+def _scored(name: str, members: Iterable[Member], scores: Leaves) -> jax.Array:
+    scored = [member for member in members if member.path in scores]
+    if not scored:
         raise ValueError(wrong("score", f"score a member of '{name}'", [*scores]))
-    return sum(sums[1:], sums[0])
+    size = max(int(member.units().max()) for member in scored) + 1
+    return pool(scored, size, scores)
+
+
+def _spread(mask: jax.Array, units: np.ndarray) -> jax.Array:
+    """Which indices of a member stay."""
+    if _is_plain(units, mask.shape[0]):
+        return mask
+    return jnp.where(units == NOBODY, True, mask[np.maximum(units, 0)])
+
+
+def _is_plain(units: np.ndarray, size: int) -> bool:
+    return len(units) == size and bool((units == np.arange(size)).all())
+
+
+def _traced(name: str, group: Any) -> TracedGroup:
+    """A group made by hand in the form of a traced one; of that, the members that are params."""
+    if isinstance(group, TracedGroup):
+        params = tuple(member for member in group.members if not member.path.startswith(ALSO))
+        return group._replace(members=params)
+    for path, axis in dict(group.members).items():
+        if not isinstance(axis, int) or axis < 0:
+            expected = f"give the axis of '{path}', 0 or more"
+            raise ValueError(wrong(f"channels['{name}']", expected, axis))
+    one_each = ((0, 1, group.size),)
+    members = [Member(path, axis, one_each) for path, axis in dict(group.members).items()]
+    return TracedGroup(name, group.size, tuple(members))

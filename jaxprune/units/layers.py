@@ -1,7 +1,7 @@
 """Layers: what budgets count by. A site is one, or a stack of several."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,10 +44,12 @@ class Layers(NamedTuple):
     Attributes:
       whole: shapes by site.
       axes: the stack axis of those that are stacked; layer i of one is named ``site[i]``.
+      rounded: ``(site, count) -> count`` where counts are not as a budget says.
     """
 
     whole: Shapes
     axes: Mapping[str, int]
+    rounded: Callable[[str, Any], Any] | None = None
 
     @property
     def paths(self) -> dict[str, str]:
@@ -76,7 +78,7 @@ class Layers(NamedTuple):
 
     def only(self, sites: Iterable[str]) -> "Layers":
         """The same sites, stacked only where they are among some."""
-        return Layers(self.whole, {s: a for s, a in self.axes.items() if s in [*sites]})
+        return self._replace(axes={s: a for s, a in self.axes.items() if s in [*sites]})
 
     def split(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values by site, for each layer of it."""
