@@ -366,6 +366,8 @@ def main() -> None:
     if sys.argv[1:] == ["sharded"]:
         print(json.dumps(sharded()))
         return
+    from experiments import bench_cut  # it reads this module
+
     sections = (
         selection_rows,
         step_rows,
@@ -373,8 +375,14 @@ def main() -> None:
         resnet_rows,
         compile_rows,
         program_rows,
+        bench_cut.cut_rows,
+        bench_cut.trace_rows,
     )
-    rows = [each for section in tqdm(sections, unit="section") for each in section()]
+    show([each for section in tqdm(sections, unit="section") for each in section()])
+
+
+def show(rows: list[Row]) -> None:
+    """Prints rows as a table."""
     print(f"jax {jax.__version__}, {jax.devices()[0].platform}, {os.cpu_count()} cores")
     print("| measure | median (quartiles) | to reach |\n|---|---|---|")
     for what, measured, reach in rows:
