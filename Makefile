@@ -10,10 +10,11 @@ DEMO := .venv/installed-for-demo
 TEST := .venv/installed-for-test
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests bench compat clean
+.PHONY: help demo demo-channels test lint types tests bench compat clean
 
 help:
 	@echo "make demo    train, prune, save and reload a small network; prints a table (minutes)"
+	@echo "make demo-channels  prune half the channels, cut them, fine-tune, export (minutes)"
 	@echo "make test    lint, types and tests"
 	@echo "make lint    ruff, rules and format"
 	@echo "make types   basedpyright"
@@ -23,6 +24,9 @@ help:
 
 demo: $(DEMO)
 	$(BIN)/python -m experiments.demo
+
+demo-channels: $(DEMO)
+	$(BIN)/python -m experiments.demo_channels
 
 test: lint types tests
 
