@@ -59,7 +59,7 @@ def demo(workdir: pathlib.Path, steps: int | None = None) -> dict[str, dict[str,
     """
     workdir.mkdir(parents=True, exist_ok=True)
     config: Any = common.glyphs_resnet("gradual_magnitude")
-    steps = steps or config.steps
+    updates: int = steps or config.steps
     train, test = (data.load(config.data, split) for split in ("train", "test"))
     model = models.GlyphResNet(classes=train.classes)
 
@@ -70,26 +70,26 @@ def demo(workdir: pathlib.Path, steps: int | None = None) -> dict[str, dict[str,
         variables = {"params": params, "batch_stats": stats}
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
-    dense = training.create(model, optimizer(steps), train, seed=0)
+    dense = training.create(model, optimizer(updates), train, seed=0)
     images = jnp.zeros((BATCH, *train.images.shape[1:]), jnp.float32)
     net = jaxprune.trace(fn, dense.params, images, also=dense.batch_stats)
     print(net)
-    dense = fitted(dense, train, steps, "dense")
+    dense = fitted(dense, train, updates, "dense")
 
     tx = jaxprune.gradual_magnitude(
-        optimizer(steps),
+        optimizer(updates),
         sparsity=0.5,
-        ramp=(steps // 8, steps * 5 // 8),
+        ramp=(updates // 8, updates * 5 // 8),
         channels=net.channels(round_to=4),
     )
-    masked = fitted(training.create(model, tx, train, seed=0), train, steps, "pruned gradually")
+    masked = fitted(training.create(model, tx, train, seed=0), train, updates, "pruned gradually")
     jaxprune.verify(masked.params, masked.opt_state)
 
     masks = jaxprune.get_masks(masked.opt_state)
     small = jaxprune.shrink(net, masked.params, masks, also=masked.batch_stats)
     jaxprune.verify_shrink(small, images)
-    cut = _small_state(small, training_fn, masked, steps // 4)
-    tuned = fitted(cut, train, steps // 4, "cut, fine-tuned")
+    cut = _small_state(small, training_fn, masked, updates // 4)
+    tuned = fitted(cut, train, updates // 4, "cut, fine-tuned")
 
     networks = {"dense": dense, "masked": masked, "cut": cut, "cut, fine-tuned": tuned}
     found = {name: measured(state, test, workdir, name) for name, state in networks.items()}
