@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -188,3 +189,19 @@ def test_constants_are_cut_with_what_they_meet(constant: Any) -> None:
     tiny.close(
         small.fn(small.params, jnp.ones((2, 4))), fn(small.restore(small.params), jnp.ones((2, 4)))
     )
+
+
+def test_a_rule_that_says_what_is_not_so_is_refused() -> None:
+    primitive = jex.core.Primitive("stretched_to_six")
+    primitive.def_abstract_eval(lambda x: jax.core.ShapedArray((x.shape[0], 6), x.dtype))
+    primitive.def_impl(lambda x: jnp.zeros((x.shape[0], 6)))
+    jaxprune.register_rule(primitive, "elementwise")
+
+    def fn(params: Any, x: Any) -> Any:
+        return primitive.bind(x @ params["a"]) @ params["b"]
+
+    params = {"a": jnp.ones((4, 6)), "b": jnp.ones((6, 3))}
+    net = jaxprune.trace(fn, params, jnp.ones((2, 4)))
+    small = jaxprune.shrink(net, params, {"a[1]": np.arange(6) < 4})
+    with pytest.raises(ValueError, match="`rule` must say what stretched_to_six at test_shrink_pr"):
+        small.fn(small.params, jnp.ones((2, 4)))

@@ -10,6 +10,7 @@ from jax.extend import core
 
 from jaxprune.network.values import Site, Value
 from jaxprune.network.walk import RULES, Equation, Walk
+from jaxprune.types import wrong
 
 Keeps = list[np.ndarray]
 """Which indices of each axis of a value are kept, `[N]` each."""
@@ -62,6 +63,7 @@ class Small:
             equation = Equation(of, (*site, place), 1.0, "")
             ins, outs = (list(map(self.keeps, each)) for each in self.labels[equation.site])
             found = self.equation(equation, [*map(read, of.invars)], ins, outs)
+            _check(equation, found, outs)
             if self.watch is not None:
                 self.watch(equation, found, outs)
             values |= dict(zip(of.outvars, found, strict=True))
@@ -78,6 +80,15 @@ class Small:
         if equation.name in RULES:
             return found
         return [cut(x, keeps) for x, keeps in zip(found, outs, strict=True)]
+
+
+def _check(equation: Equation, found: Sequence[Any], outs: list[Keeps]) -> None:
+    """Refuses what a rule of the user's own gave in another shape than it had said."""
+    for x, keeps in zip(found, outs, strict=True):
+        for axis, keep in enumerate(keeps):
+            if not keep.all() and x.shape[axis] != keep.sum():
+                expected = f"say what {equation.why()} gives of cut arrays"
+                raise ValueError(wrong("rule", expected, f"{x.shape[axis]} along axis {axis}"))
 
 
 def bound(equation: Equation, args: Sequence[Any], **changed: Any) -> list[Any]:

@@ -12,12 +12,13 @@ from jaxprune import trees
 from jaxprune.masks import global_topk
 from jaxprune.masks.ranking import largest
 from jaxprune.network import Group, Network, rounded, steps_of
-from jaxprune.network.groups import NOBODY, by_root, groups_of
+from jaxprune.network.groups import by_root, groups_of
 from jaxprune.network.program import ALSO, all_arrays, program_of, shape_of, walked
 from jaxprune.network.traced import pin_outputs
 from jaxprune.network.values import NUMBER, ZERO
 from jaxprune.numbers import checked_share, decimal
 from jaxprune.types import one_of, wrong
+from jaxprune.units.channels import pool
 
 
 def pool_scores(net: Network, tree: Any, *, inexact: str = "pin") -> dict[str, jax.Array]:
@@ -62,20 +63,14 @@ def pool_scores(net: Network, tree: Any, *, inexact: str = "pin") -> dict[str, j
 
 
 def _pooled(group: Group, leaves: Mapping[str, Any]) -> jax.Array:
-    total = jnp.zeros(group.size, jnp.float32)
-    for member in group.members:
-        if member.path.startswith(ALSO):
-            continue
+    members = [member for member in group.members if not member.path.startswith(ALSO)]
+    for member in members:
         trees.known(member.path, leaves, "tree", "have the leaves that were traced")
-        score, units = jnp.asarray(leaves[member.path]), member.units()
-        if score.shape[member.axis : member.axis + 1] != units.shape:
-            expected = f"have {len(units)} indices along axis {member.axis} of '{member.path}'"
-            raise ValueError(wrong("tree", expected, score.shape))
-        others = [k for k in range(score.ndim) if k != member.axis]
-        each = jnp.sum(score.astype(jnp.float32), axis=others)
-        # What belongs to no unit goes to one behind the last, which is dropped.
-        total += jax.ops.segment_sum(each, np.where(units == NOBODY, group.size, units), group.size)
-    return total
+        shape, size = jnp.shape(leaves[member.path]), len(member.units())
+        if shape[member.axis : member.axis + 1] != (size,):
+            expected = f"have {size} indices along axis {member.axis} of '{member.path}'"
+            raise ValueError(wrong("tree", expected, shape))
+    return pool(members, group.size, {m.path: jnp.asarray(leaves[m.path]) for m in members})
 
 
 def select_units(
