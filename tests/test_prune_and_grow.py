@@ -368,5 +368,5 @@ def test_it_does_not_stand_last_in_a_chain() -> None:
 
 
 def test_a_score_that_reads_gradients_is_refused() -> None:
-    with pytest.raises(ValueError, match="dense copy rank new weights"):
+    with pytest.raises(ValueError, match="dense copy ranks new weights"):
         method(importance=jaxprune.scores.saliency).init(tiny.params())
