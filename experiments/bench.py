@@ -376,6 +376,7 @@ def main() -> None:
         compile_rows,
         program_rows,
         bench_cut.cut_rows,
+        bench_cut.native_rows,
         bench_cut.trace_rows,
     )
     show([each for section in tqdm(sections, unit="section") for each in section()])
