@@ -291,3 +291,6 @@ def test_outputs_that_keep_every_channel_are_named() -> None:
     net = jaxprune.trace(train, params, IMAGES, also=stats)
     assert net.groups == ()
     assert "an output of the network" in {pin.why for pin in net.leaf("up/kernel").pinned}
+    for choose in (net.channels, lambda: jaxprune.pool_scores(net, params)):
+        with pytest.raises(ValueError, match=r"have a channel .* all channels reach what"):
+            choose()

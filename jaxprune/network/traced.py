@@ -18,6 +18,9 @@ from jaxprune.network.values import Value
 from jaxprune.network.walk import Walk
 from jaxprune.types import one_of, wrong
 
+OUTPUT = "an output of the network"
+"""Why what is returned is pinned."""
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,18 @@ class Network:
         """The group of a name; one that the network has not is an error."""
         trees.known(name, self._groups, "masks", "name groups of channels of the network")
         return self._groups[name]
+
+    def check_groups(self) -> None:
+        """Raises unless there is a channel that can be removed; says what to return instead."""
+        if self.groups:
+            return
+        pins = [pin.why for leaf in self.leaves for k in leaf.outputs for pin in leaf.pinned
+                if pin.axis == k]  # fmt: skip
+        hint = "print the network: it says what is pinned, and why"
+        if pins and all(why == OUTPUT for why in pins):
+            hint = "all channels reach what the function returns, which keeps its shape: return "
+            hint += "the logits alone, without updated statistics or hidden values"
+        raise ValueError(wrong("network", "have a channel that can be removed", "none", hint))
 
     def cut(self, masks: Mapping[str, Any]) -> Cut:
         """The cut by which channels go: ``{group: bool[size]}``, True is kept."""
@@ -88,6 +103,7 @@ class Network:
             than ``round_to`` or ``min_keep``.
         """
         one_of("inexact", inexact, ("pin", "allow"))
+        self.check_groups()
         if not callable(score):
             one_of("score", score, ("l1", "l2", "scale", "taylor"))
         return choice_of(self.groups, round_to, min_keep, where, inexact, score)
@@ -272,7 +288,7 @@ def pin_outputs(walk: Walk, outputs: list[Value]) -> None:
     for value in outputs:
         walk.used(value, "other")
         for axis in value.axes:
-            walk.ids.pin(axis.ids, lambda: "an output of the network")
+            walk.ids.pin(axis.ids, lambda: OUTPUT)
 
 
 def _shapes(tree: Any) -> Any:

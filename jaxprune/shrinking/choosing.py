@@ -38,7 +38,8 @@ def pool_scores(net: Network, tree: Any, *, inexact: str = "pin") -> dict[str, j
       ``{name of a group: float32[size]}``; works under jit.
 
     Raises:
-      ValueError: if a member has no leaf in the tree, or one of another shape.
+      ValueError: if no channel can be removed, or a member has no leaf in the tree, or one of
+        another shape.
 
     Examples:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -54,6 +55,7 @@ def pool_scores(net: Network, tree: Any, *, inexact: str = "pin") -> dict[str, j
       https://arxiv.org/abs/2301.12900, for scores of a group as a whole; the sum is our reading.
     """
     one_of("inexact", inexact, ("pin", "allow"))
+    net.check_groups()
     leaves = trees.by_path(tree)
     return {
         group.name: _pooled(group, leaves)
