@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,8 @@ from jaxprune import trees
 from jaxprune.types import wrong
 
 _VALUES, _PLACES = ".values", ".places"
+_TYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_TYPES |= {"float16", "bfloat16", "float32", "float64", "complex64"}
 _LAST = 255
 """A byte of a gap that goes on in the next one."""
 
@@ -58,6 +61,9 @@ def save_sparse(path: str | os.PathLike[str], params: Any, plan: str = "") -> No
     for name, leaf in trees.by_path(params).items():
         if not hasattr(leaf, "dtype"):
             continue
+        if not (leaf.dtype == bool or str(leaf.dtype) in _TYPES):
+            expected = f"have types that safetensors has at '{name}'"
+            raise ValueError(wrong("params", expected, str(leaf.dtype)))
         x = np.asarray(leaf)
         kept = _bits(x).any(axis=-1)
         places = _packed(np.flatnonzero(kept))
@@ -66,6 +72,10 @@ def save_sparse(path: str | os.PathLike[str], params: Any, plan: str = "") -> No
             sparse[name] = x.shape
         else:
             tensors[name] = np.asarray(x, order="C")
+    suffixed = {name + end for name in sparse for end in (_VALUES, _PLACES)}
+    paths = trees.all_paths(params)
+    if len({*paths}) < len(paths) or suffixed.intersection(paths):
+        raise ValueError(wrong("params", "have paths of their own", sorted(paths)))
     if not tensors:
         raise ValueError(wrong("params", "hold an array", params))
     header = {"format": "jaxprune", "sparse": json.dumps(sparse), "plan": plan}
@@ -107,9 +117,9 @@ def load_sparse(path: str | os.PathLike[str], like: Any = None) -> Any:
         if leaf in shapes and name != leaf:
             whole = np.zeros(shapes[leaf], x.dtype)
             whole.reshape(-1)[_unpacked(tensors[leaf + _PLACES])] = x
-            leaves[leaf] = jnp.asarray(whole)
+            leaves[leaf] = _array(whole)
         elif name.removesuffix(_PLACES) not in shapes:
-            leaves[name] = jnp.asarray(x)
+            leaves[name] = _array(x)
     if like is None:
         return _nested(leaves)
     wanted = trees.by_path(like)
@@ -159,6 +169,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, np.nd
     if header.get("format") != "jaxprune":
         raise ValueError(wrong("path", "be what `save_sparse` wrote", str(path)))
     return header, tensors
+
+
+def _array(x: np.ndarray) -> Any:
+    """A JAX array; NumPy's where JAX has no such type unless it is told."""
+    return jnp.asarray(x) if jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype else x
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

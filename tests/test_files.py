@@ -103,7 +103,22 @@ def test_what_is_no_whole_file_of_ours_is_refused(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "net"
     jaxprune.save_sparse(file, {"kernel": jnp.ones(3)})
-    with pytest.raises(Exception, match=r"[Uu]nknown dtype"):
+    with pytest.raises(ValueError, match="types that safetensors has"):
         jaxprune.save_sparse(file, {"kernel": jnp.ones(3, jnp.int4)})
     tiny.same_bits(jaxprune.load_sparse(file)["kernel"], jnp.ones(3))
     assert [each.name for each in tmp_path.iterdir()] == ["net"]
+
+
+def test_paths_and_types_that_a_file_cannot_hold_are_refused(tmp_path: Path) -> None:
+    zeros = sparse(0.01)
+    for params in ({"a/b": jnp.ones(2), "a": {"b": zeros}}, {"a": zeros, "a.values": jnp.ones(3)}):
+        with pytest.raises(ValueError, match="`params` must have paths of their own"):
+            jaxprune.save_sparse(tmp_path / "net", params)
+    for dtype in (jnp.float8_e4m3fn, jnp.int4):
+        with pytest.raises(ValueError, match="`params` must have types that safetensors has at 'k"):
+            jaxprune.save_sparse(tmp_path / "net", {"kernel": jnp.ones(3, dtype)})
+    wide = np.array([0.1, 0.2])
+    jaxprune.save_sparse(tmp_path / "net", {"wide": wide})
+    found = jaxprune.load_sparse(tmp_path / "net")["wide"]
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, wide)

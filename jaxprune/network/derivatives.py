@@ -39,6 +39,7 @@ def _(
             [*primals, *(tangents[k] for k in floats)],
             [*ins, *(ins[k] for k in floats)],
             [*outs, *outs],
+            run.inexact,
         )
         return found[: len(outs)], found[len(outs) :]
 
@@ -63,7 +64,7 @@ def _(
             return outputs, residuals
 
         program = jax.make_jaxpr(both)(*_shapes(equation.of.invars))
-        found, keeps = on_cut(program, args, ins, outs)
+        found, keeps = on_cut(program, args, ins, outs, run.inexact)
         box["keeps"] = keeps[len(outs) :]
         box["shapes"] = [_shape(aval) for aval in program.out_avals[len(outs) :]]
         return found[: len(outs)], found[len(outs) :]
@@ -74,7 +75,8 @@ def _(
 
         program = jax.make_jaxpr(pulled)(box["shapes"], _shapes(equation.of.outvars))
         wanted = [ins[k] for k in floats]
-        found, _ = on_cut(program, [*residuals, *cotangents], [*box["keeps"], *outs], wanted)
+        given = [*box["keeps"], *outs]
+        found, _ = on_cut(program, [*residuals, *cotangents], given, wanted, run.inexact)
         cotangent = dict(zip(floats, found, strict=True))
         nothing = (np.zeros(jnp.shape(x), jax.dtypes.float0) for x in args)
         return tuple(cotangent.get(k, none) for k, none in enumerate(nothing))

@@ -16,7 +16,7 @@ from jaxprune.network.values import (
     leaves_of,
     made_of,
 )
-from jaxprune.network.walk import Equation, Walk, rule
+from jaxprune.network.walk import Equation, Walk, rule, unknown
 
 
 def _named(text: str) -> frozenset[str]:
@@ -70,6 +70,9 @@ def outcome(
     """
     if name == "select_n":
         states, numbers = states[1:], numbers[1:]
+        # A NaN that is written out stands for what does not happen.
+        happen = [s for s, n in zip(states, numbers, strict=True) if n is None or n == n]
+        states = happen or states
     if SINGULAR in states:
         return NUMBER if name == "is_finite" else SINGULAR
     zero = [state == ZERO for state in states]
@@ -100,6 +103,8 @@ def outcome(
 @rule(*(_KEEPS_ZERO | _SINGULAR_AT_ZERO | _OTHERS | _OF_SEVERAL))
 def elementwise(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     """Any operation entry by entry, of operands of one shape and scalars."""
+    if any(value.axes and len(value.axes) != len(equation.shape) for value in inputs):
+        return unknown(walk, equation, inputs)  # bits that become an axis, or were one
     made = made_of(_whole(equation, inputs))
     if made is None:
         how = "placed" if equation.name == "select_n" else _kind(equation.name) or "other"

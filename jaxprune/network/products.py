@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.network.small import Keeps, Small, bound, sizes, small
-from jaxprune.network.values import ZERO, Axis, Origin, Value, fixed_axis, fixed_value
+from jaxprune.network.values import Axis, Origin, Value, common, fixed_axis, fixed_value
 from jaxprune.network.walk import Equation, Product, Walk, rule
 
 
@@ -179,5 +179,4 @@ def _whole_groups(
         walk.ids.tie(np.repeat(rows[:, :1], rows.shape[1], axis=1).ravel(), axis.ids, equation.why)
     first = features.ids.reshape(groups, -1)[:, 0]
     walk.ids.tie(first, outputs.ids.reshape(groups, -1)[:, 0], equation.why)
-    zero = (data.masked(at).reshape(groups, -1) == ZERO).all(axis=1)
-    return np.repeat(zero, outputs.size // groups).astype(np.int8)
+    return np.repeat(common(data.masked(at).reshape(groups, -1), 1), outputs.size // groups)

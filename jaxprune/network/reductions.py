@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxprune.network.shapes import moved
 from jaxprune.network.values import NUMBER, ZERO, Value, fixed_axis
-from jaxprune.network.walk import Equation, Walk, rule
+from jaxprune.network.walk import Equation, Walk, rule, unknown
 
 
 @rule(
@@ -36,15 +36,26 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
 
 @rule("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    if len(inputs) > 2:
+        return unknown(walk, equation, inputs)
     value, windows = inputs[0], equation.params["window_dimensions"]
     padding = equation.params.get("padding", ())  # where a window is all padding there is no 0
+    ones = (1,) * len(windows)
+    strides, spread, holes = (
+        equation.params.get(name) or ones
+        for name in ("window_strides", "base_dilation", "window_dilation")
+    )
     inside = all(
         max(pair) < window for pair, window in zip(padding, windows, strict=False) if any(pair)
     )
+    inside &= all(n == 1 for n in (*spread, *holes))
     keeps = equation.name == "reduce_window_sum" or (equation.name != "reduce_window" and inside)
     axes = []
-    for axis, window, size in zip(value.axes, windows, equation.shape, strict=True):
-        if window == 1 and axis.size == size:
+    for k, (axis, window, size) in enumerate(zip(value.axes, windows, equation.shape, strict=True)):
+        whole = window == strides[k] == spread[k] == 1 and not any(
+            (padding or ((0, 0),) * len(ones))[k]
+        )
+        if whole and axis.size == size:
             states = axis.masked if keeps else np.full(size, NUMBER)
             axes.append(axis._replace(masked=states))
         else:

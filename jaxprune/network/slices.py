@@ -163,6 +163,9 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         new = [walk.ids.fresh(before), ids[inside], walk.ids.fresh(after)]
         states = [np.full(before, outside), masked[inside], np.full(after, outside)]
         axes.append(Axis(np.concatenate(new), np.concatenate(states), axis.of))
+    config = equation.params["padding_config"]
+    if not fill.null and any(max(each) > 0 for each in config):  # new rows are not 0 anywhere
+        axes = [a._replace(masked=np.where(a.masked == ZERO, NUMBER, a.masked)) for a in axes]
     return [moved(value, axes)._replace(number=None, null=value.null and fill.null)]
 
 
@@ -201,6 +204,9 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         axes[place] = value.axes[k] if whole else fixed_axis(shape[place], of)
         if not whole:
             walk.pin(value.axes[k], equation)
+    if equation.params.get("fill_value"):  # a number in place of what is not there
+        axes = [a._replace(masked=np.where(a.masked == ZERO, NUMBER, a.masked)) for a in axes]
+        value = value._replace(null=False)
     if np.prod(index.shape[:-1]) == 1:  # one slice of a stack
         return [value._replace(axes=tuple(axes), number=None, hot=(), counts=())]
     walk.used(value, "looked up")
@@ -275,7 +281,8 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     walk.ended(value)
     axes = [axis._replace(of=()) for axis in value.axes]
     axes[along] = fixed_axis(equation.shape[along])
-    return [Value(tuple(axes))] * len(equation.of.outvars)
+    places = [axis._replace(masked=np.full(axis.size, NUMBER)) for axis in axes]
+    return [Value(tuple(axes)), Value(tuple(places))][: len(equation.of.outvars)]
 
 
 @rule(

@@ -36,9 +36,22 @@ def small(*names: str) -> Callable[[SmallRule], SmallRule]:
 class Small:
     """A program on what is kept."""
 
-    def __init__(self, labels: Labels, kept: np.ndarray, watch: Watch | None = None) -> None:
-        """What a walk knows of each value; which ids are kept; who looks at each equation."""
-        self.labels, self.kept, self.watch = labels, kept, watch
+    def __init__(
+        self,
+        labels: Labels,
+        kept: np.ndarray,
+        watch: Watch | None = None,
+        inexact: bool = False,
+    ) -> None:
+        """A program to run.
+
+        Args:
+          labels: what a walk knows of each value.
+          kept: which ids are kept.
+          watch: who looks at each equation.
+          inexact: whether sums may miss what is not 0.
+        """
+        self.labels, self.kept, self.watch, self.inexact = labels, kept, watch, inexact
 
     def keeps(self, value: Value) -> Keeps:
         """What is kept of each axis of a value."""
@@ -147,7 +160,11 @@ def kept_of(walk: Walk, known: Sequence[tuple[Value, Keeps]]) -> np.ndarray:
 
 
 def on_cut(
-    program: Any, args: Sequence[Any], ins: Sequence[Keeps], outs: Sequence[Keeps] = ()
+    program: Any,
+    args: Sequence[Any],
+    ins: Sequence[Keeps],
+    outs: Sequence[Keeps] = (),
+    inexact: bool = False,
 ) -> tuple[list[Any], list[Keeps]]:
     """A program of full-sized arrays run on cut ones.
 
@@ -156,19 +173,29 @@ def on_cut(
       args: the cut arrays.
       ins: what is kept of each.
       outs: what has to be kept of the first outputs.
+      inexact: whether sums may miss what is not 0.
 
     Returns:
       The outputs, and what is kept of each.
+
+    Raises:
+      ValueError: if it fixes what is cut, or sums over it.
     """
     walk = Walk()
     given = [_free(walk, keeps) for keeps in ins]
     found = walk.through(program, given)
-    for value, keeps in zip(found, outs, strict=False):
-        for axis, keep in zip(value.axes, keeps, strict=True):
-            fixed = axis.ids[~keep]
-            assert (fixed != 0).all(), "an output of a derivative cannot be cut"
     pairs = [*zip(given, ins, strict=True), *zip(found, outs, strict=False)]
-    run = Small(walk.labels, kept_of(walk, pairs))
+    run = Small(walk.labels, kept_of(walk, pairs), inexact=inexact)
+    for value, keeps in pairs:
+        for ours, keep in zip(run.keeps(value), keeps, strict=True):
+            if (ours != keep).any():
+                expected = "have derivatives that let its channels be cut"
+                pins = "; ".join(dict.fromkeys(why() for _, why in walk.ids.pins)) or "tied ones"
+                raise ValueError(wrong("fn", expected, pins))
+    for each in walk.notes.inexact.values():  # nothing is known to be 0 here
+        if not inexact and not run.kept[each.ids].all():
+            expected = "have derivatives that sum over no channels that are removed"
+            raise ValueError(wrong("fn", expected, f"{each.what} at {each.line}"))
     return run.through(program, args), [run.keeps(value) for value in found]
 
 

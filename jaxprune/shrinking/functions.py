@@ -44,7 +44,7 @@ class CutFunction:
         also, rest = (args[0], args[1:]) if self.also else (None, args)
         given = all_arrays(params, also)
         program, small = self._program(params, also, rest, given)
-        runner = Small(small.labels, small.kept, watch)
+        runner = Small(small.labels, small.kept, watch, self.by.inexact)
         outputs = runner.through(program.traced, [*given.values(), *data_of(rest)])
         return program.outputs(outputs)
 
@@ -53,7 +53,10 @@ class CutFunction:
     ) -> tuple[Program, Small]:
         """The program for inputs of these shapes; made once for each."""
         leaves, structure = jax.tree.flatten((params, also, rest))
-        key = structure, tuple(jax.typeof(x) if hasattr(x, "dtype") else x for x in leaves)
+        key = (
+            structure,
+            tuple(jax.typeof(x) if hasattr(x, "dtype") else (type(x), x) for x in leaves),
+        )
         try:
             hash(key)
         except TypeError:  # something that is no array and has no hash
@@ -97,12 +100,15 @@ class CutFunction:
 
     def _check_sums(self, walk: Walk, small: Small) -> None:
         """Raises where a sum misses what is not 0, unless of what is summed nothing is left."""
+        at: dict[Any, list[Any]] = {}
+        for site, each in walk.notes.inexact.items():
+            at.setdefault(site[:-1], []).append(each.ids)
         for site, each in walk.notes.inexact.items():
             others = [
                 keep
                 for value in small.labels[site[:-1]][0]
                 for axis, keep in zip(value.axes, small.keeps(value), strict=True)
-                if not np.isin(each.ids, axis.ids).any()
+                if not np.isin(np.concatenate(at[site[:-1]]), axis.ids).any()
             ]
             left = all(keep.any() for keep in others)
             if left and not self.by.inexact and not small.kept[each.ids].all():

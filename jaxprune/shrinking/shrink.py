@@ -13,6 +13,7 @@ from jaxprune.network.program import all_arrays
 from jaxprune.network.small import Keeps
 from jaxprune.network.walk import Equation
 from jaxprune.numbers import is_traced
+from jaxprune.shrinking.choosing import RemovableUnits
 from jaxprune.shrinking.functions import CutFunction
 from jaxprune.types import one_of, wrong
 
@@ -87,7 +88,9 @@ def shrink(
     """Cuts channels out of a network: smaller arrays, and the same function on them.
 
     What comes out equals the masked network: that in which all that belongs to the channels that
-    go (kernels, biases, scales) is 0.
+    go (kernels, biases, scales) is 0. Where that one is not finite they part: a divisor that is 0
+    only because a channel is gone, as in ``h / (exp(h) - 1)`` or a norm without an epsilon over a
+    whole group, is not seen beforehand; `verify_shrink` finds it.
 
     Args:
       net: what `trace` returned.
@@ -120,6 +123,8 @@ def shrink(
        [4. 5.]]
     """
     one_of("inexact", inexact, ("refuse", "allow"))
+    if isinstance(masks, RemovableUnits):  # of these the values tell that nothing is missed
+        inexact = "allow"
     _check(net, params, also)
     for name, mask in masks.items():
         group = net.group(name)
