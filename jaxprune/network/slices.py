@@ -204,7 +204,8 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         axes[place] = value.axes[k] if whole else fixed_axis(shape[place], of)
         if not whole:
             walk.pin(value.axes[k], equation)
-    if equation.params.get("fill_value"):  # a number in place of what is not there
+    fill = equation.params.get("fill_value")
+    if fill and fill == fill:  # a number in place of what is not there; NaN says that it is a fault
         axes = [a._replace(masked=np.where(a.masked == ZERO, NUMBER, a.masked)) for a in axes]
         value = value._replace(null=False)
     if np.prod(index.shape[:-1]) == 1:  # one slice of a stack
