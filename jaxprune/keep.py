@@ -64,8 +64,8 @@ class largest:
 
     def _chosen(self, scores: Scores, s: Signals, kept: Leaves, counts: Counts) -> Chosen:
         if not kept:
-            alone = any(len(sites) > 1 for sites in counts)
-            least = self.budget.least(s) if alone and isinstance(self.budget, Budget) else {}
+            joint = any(len(sites) > 1 for sites in counts)
+            least = self.budget.least(s) if joint and isinstance(self.budget, Budget) else {}
             return ranked_largest(scores, counts, least)
         # What stays is counted, and no floor asks for more of it.
         missing = {sites: _missing(n, [kept[x] for x in sites]) for sites, n in counts.items()}

@@ -1,11 +1,12 @@
 """Which channels of a network a method prunes, how they are ranked, and how many may go."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import trees
 from jaxprune.network.groups import Group
@@ -39,12 +40,10 @@ def choice_of(
     round_to: int | Mapping[str, int],
     min_keep: int,
     where: trees.Where | None,
-    inexact: str,
     score: Any,
 ) -> ChannelChoice:
     """The choice that the arguments of `Network.channels` mean."""
-    exact = [group for group in groups if inexact == "allow" or not group.inexact]
-    chosen = exact if where is None else [group for group in exact if _named(group, where, exact)]
+    chosen = groups if where is None else _meant(groups, where)
     if not chosen:
         hint = "print the network: it says what is pinned, and why"
         raise ValueError(wrong("network", "have a channel that can be removed", "none", hint))
@@ -79,29 +78,22 @@ def rounded(count: Any, step: int, least: int, size: int) -> Any:
       least: the least number.
       size: all.
     """
-    if step == 1 and least <= 1 and not isinstance(count, int):
-        return jnp.maximum(count, least)
-    high_enough = max(-(-least // step) * step, min(step, size))
-    if isinstance(count, int):
-        low = count // step * step
-        high = min(low + step, size)
-        near = high if high - count <= count - low else low
-        return min(max(near, high_enough), size)
-    low = count // jnp.int32(step) * jnp.int32(step)
-    high = jnp.minimum(low + step, size)
-    near = jnp.where(high - count <= count - low, high, low)
-    return jnp.minimum(jnp.maximum(near, high_enough), size)
+    known = isinstance(count, int)
+    numbers: Any = np if known else jnp
+    low = count // step * step
+    high = numbers.minimum(low + step, size)
+    near = numbers.where(high - count <= count - low, high, low)
+    enough = max(-(-least // step) * step, min(step, size))
+    near = numbers.minimum(numbers.maximum(near, enough), size)
+    return int(near) if known else near
 
 
-def _named(group: Group, where: trees.Where, groups: list[Group]) -> bool:
-    """Whether a group is meant: by its name, or by a leaf that loses indices."""
+def _meant(groups: Sequence[Group], where: trees.Where) -> list[Group]:
+    """The groups that are meant: by their names, or by a leaf that loses indices."""
     if callable(where):
-        return bool(where(group.name, group))
+        return [group for group in groups if where(group.name, group)]
     patterns = [where] if isinstance(where, str) else where
     names = {g.name: [g.name, *(member.path for member in g.members)] for g in groups}
     every = [name for each in names.values() for name in each]
-    return any(
-        name in names[group.name]
-        for pattern in patterns
-        for name in trees.matching(pattern, every, "where")
-    )
+    found = {name for p in patterns for name in trees.matching(p, every, "where")}
+    return [group for group in groups if found.intersection(names[group.name])]

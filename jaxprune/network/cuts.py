@@ -1,7 +1,7 @@
 """A cut: which indices of which axes of which leaves are kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -108,9 +108,10 @@ def cut_tree(by: Cut, tree: Any) -> Any:
     optimizers are cut, too.
     """
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in by.shapes}
+    owners = _owners(shapes)
 
     def one(path: str, x: Any) -> Any:
-        owner = _owner(path, x, shapes)
+        owner = owners(path, x)
         if owner is None:
             return x
         keeps = by.keeps(owner, shapes[owner].shape)
@@ -127,9 +128,10 @@ def restored_tree(by: Cut, tree: Any) -> Any:
         path: jax.ShapeDtypeStruct([int(keep.sum()) for keep in keeps], jnp.float32)
         for path, keeps in whole.items()
     }
+    owners = _owners(small)
 
     def one(path: str, x: Any) -> Any:
-        owner = _owner(path, x, small)
+        owner = owners(path, x)
         if owner is None:
             return x
         for axis, keep in enumerate(whole[owner]):
@@ -149,17 +151,21 @@ def _spread(x: Any, keep: np.ndarray, axis: int) -> Any:
     return jnp.where(keep.reshape((-1,) + (1,) * (x.ndim - axis - 1)), x, jnp.zeros((), x.dtype))
 
 
-def _owner(path: str, x: Any, shapes: Mapping[str, Any]) -> str | None:
+def _owners(shapes: Mapping[str, Any]) -> Callable[[str, Any], str | None]:
     """The leaf that an array belongs to: it ends in its path, and must then have its shape."""
-    if not hasattr(x, "shape"):
-        return None
     plain = {name.removeprefix(ALSO): name for name in [*shapes][::-1]}  # params win
-    fits = {name: shapes[plain[name]] for name in plain}
-    owner = trees.parameter_of(path, x.shape, fits)
-    if owner is not None:
-        return plain[owner]
-    near = [name for name in plain if f"/{path}".endswith(f"/{name}" if name else "")]
-    if near and len(x.shape) and x.size > 1:
-        expected = f"have the shape {fits[near[0]].shape} at '{path}'"
-        raise ValueError(wrong("tree", expected, tuple(x.shape)))
-    return None
+    fits = {name: shapes[whole] for name, whole in plain.items()}
+
+    def owner(path: str, x: Any) -> str | None:
+        if not hasattr(x, "shape"):
+            return None
+        found = trees.parameter_of(path, x.shape, fits)
+        if found is not None:
+            return plain[found]
+        near = [name for name in plain if f"/{path}".endswith(f"/{name}" if name else "")]
+        if near and len(x.shape) and x.size > 1:
+            expected = f"have the shape {fits[near[0]].shape} at '{path}'"
+            raise ValueError(wrong("tree", expected, tuple(x.shape)))
+        return None
+
+    return owner

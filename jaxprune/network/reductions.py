@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxprune.network.shapes import moved
-from jaxprune.network.values import NUMBER, ZERO, Value, fixed_axis
+from jaxprune.network.values import NUMBER, Value, fixed_axis
 from jaxprune.network.walk import Equation, Walk, rule, unknown
 
 
@@ -68,6 +68,6 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     value = inputs[0]
     walk.pin(value.axes[equation.params["axis"]], equation)
-    stays = ZERO if equation.name in ("cumsum", "cumprod", "cummax", "cummin") else NUMBER
-    axes = [a._replace(masked=np.where(a.masked == ZERO, stays, a.masked)) for a in value.axes]
-    return [moved(value, axes)._replace(number=None, null=value.null and stays == ZERO)]
+    stays = equation.name != "cumlogsumexp"
+    axes = value.axes if stays else [axis.unsure() for axis in value.axes]
+    return [moved(value, axes)._replace(number=None, null=value.null and stays)]

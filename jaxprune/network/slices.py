@@ -165,7 +165,7 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         axes.append(Axis(np.concatenate(new), np.concatenate(states), axis.of))
     config = equation.params["padding_config"]
     if not fill.null and any(max(each) > 0 for each in config):  # new rows are not 0 anywhere
-        axes = [a._replace(masked=np.where(a.masked == ZERO, NUMBER, a.masked)) for a in axes]
+        axes = [axis.unsure() for axis in axes]
     return [moved(value, axes)._replace(number=None, null=value.null and fill.null)]
 
 
@@ -206,7 +206,7 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
             walk.pin(value.axes[k], equation)
     fill = equation.params.get("fill_value")
     if fill and fill == fill:  # a number in place of what is not there; NaN says that it is a fault
-        axes = [a._replace(masked=np.where(a.masked == ZERO, NUMBER, a.masked)) for a in axes]
+        axes = [axis.unsure() for axis in axes]
         value = value._replace(null=False)
     if np.prod(index.shape[:-1]) == 1:  # one slice of a stack
         return [value._replace(axes=tuple(axes), number=None, hot=(), counts=())]

@@ -52,10 +52,11 @@ class Network:
         trees.known(name, self._groups, "masks", "name groups of channels of the network")
         return self._groups[name]
 
-    def check_groups(self) -> None:
-        """Raises unless there is a channel that can be removed; says what to return instead."""
+    def removable(self, inexact: str) -> tuple[Group, ...]:
+        """The groups, but inexact ones unless allowed; without any, what to return instead."""
+        one_of("inexact", inexact, ("pin", "allow"))
         if self.groups:
-            return
+            return tuple(g for g in self.groups if inexact == "allow" or not g.inexact)
         pins = [pin.why for leaf in self.leaves for k in leaf.outputs for pin in leaf.pinned
                 if pin.axis == k]  # fmt: skip
         hint = "print the network: it says what is pinned, and why"
@@ -102,11 +103,10 @@ class Network:
           ValueError: if no channel can be removed, a pattern matches nothing, or a group is smaller
             than ``round_to`` or ``min_keep``.
         """
-        one_of("inexact", inexact, ("pin", "allow"))
-        self.check_groups()
+        groups = self.removable(inexact)
         if not callable(score):
             one_of("score", score, ("l1", "l2", "scale", "taylor"))
-        return choice_of(self.groups, round_to, min_keep, where, inexact, score)
+        return choice_of(groups, round_to, min_keep, where, score)
 
     def traced_from(self) -> "Source":
         """The function and what it was traced with; a network that was read from JSON has none."""

@@ -29,6 +29,10 @@ class Axis(NamedTuple):
         """How many indices it has."""
         return len(self.ids)
 
+    def unsure(self) -> "Axis":
+        """The axis of a value of which nothing is known to be 0."""
+        return self._replace(masked=np.where(self.masked == ZERO, NUMBER, self.masked))
+
     def taken(self, index: object) -> "Axis":
         """Some of its indices."""
         return Axis(self.ids[index], self.masked[index], self.of)  # type: ignore[index]

@@ -54,14 +54,8 @@ def pool_scores(net: Network, tree: Any, *, inexact: str = "pin") -> dict[str, j
       Fang et al., DepGraph: Towards Any Structural Pruning, 2023,
       https://arxiv.org/abs/2301.12900, for scores of a group as a whole; the sum is our reading.
     """
-    one_of("inexact", inexact, ("pin", "allow"))
-    net.check_groups()
     leaves = trees.by_path(tree)
-    return {
-        group.name: _pooled(group, leaves)
-        for group in net.groups
-        if not group.inexact or inexact == "allow"
-    }
+    return {group.name: _pooled(group, leaves) for group in net.removable(inexact)}
 
 
 def _pooled(group: Group, leaves: Mapping[str, Any]) -> jax.Array:
@@ -72,7 +66,7 @@ def _pooled(group: Group, leaves: Mapping[str, Any]) -> jax.Array:
         if shape[member.axis : member.axis + 1] != (size,):
             expected = f"have {size} indices along axis {member.axis} of '{member.path}'"
             raise ValueError(wrong("tree", expected, shape))
-    return pool(members, group.size, {m.path: jnp.asarray(leaves[m.path]) for m in members})
+    return pool(members, group.size, lambda path: jnp.asarray(leaves[path]))
 
 
 def select_units(

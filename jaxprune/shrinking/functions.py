@@ -100,18 +100,22 @@ class CutFunction:
 
     def _check_sums(self, walk: Walk, small: Small) -> None:
         """Raises where a sum misses what is not 0, unless of what is summed nothing is left."""
+        if self.by.inexact:
+            return
         at: dict[Any, list[Any]] = {}
         for site, each in walk.notes.inexact.items():
             at.setdefault(site[:-1], []).append(each.ids)
         for site, each in walk.notes.inexact.items():
+            if small.kept[each.ids].all():
+                continue
+            here = np.concatenate(at[site[:-1]])
             others = [
                 keep
                 for value in small.labels[site[:-1]][0]
                 for axis, keep in zip(value.axes, small.keeps(value), strict=True)
-                if not np.isin(np.concatenate(at[site[:-1]]), axis.ids).any()
+                if not np.isin(here, axis.ids).any()
             ]
-            left = all(keep.any() for keep in others)
-            if left and not self.by.inexact and not small.kept[each.ids].all():
+            if all(keep.any() for keep in others):
                 came = f"{each.what} at {each.line}"
                 hint = "keep these channels, or give `inexact='allow'` and fine-tune"
                 expected = "sum only zeros over channels that are removed"

@@ -199,9 +199,9 @@ def verify_shrink(small: Shrunk, *args: Any, tolerance: float = 1e-4) -> None:
                 came = f"{off:.2g} beside {largest:.2g} in {equation.why()}"
                 raise ValueError(wrong("small", "equal the masked network", came))
 
-    trees = (small.params, small.also) if has_also else (small.params,)
-    whole.run(small.restore(small.params), (*map(small.restore, trees[1:]), *args), note)
-    cut.run(small.params, (*trees[1:], *args), compare)
+    also = (small.also,) if has_also else ()
+    whole.run(small.restore(small.params), (*map(small.restore, also), *args), note)
+    cut.run(small.params, (*also, *args), compare)
 
 
 def _check(net: Network, params: Any, also: Any) -> None:

@@ -120,7 +120,7 @@ class Channels:
     def pooled(self, scores: Leaves) -> dict[str, Any]:
         """The sum over a channel's entries in members with a score; by name it stays as it is."""
         return {
-            name: scores[name] if name in scores else _scored(name, group.members, scores)
+            name: scores[name] if name in scores else _scored(group, scores)
             for name, group in self.groups.items()
         }
 
@@ -133,20 +133,18 @@ class Channels:
         """
         if not isinstance(self.score, str):
             return self.score(s)
+        kinds: dict[str, tuple[Any, Any]] = {
+            "taylor": (product, jnp.abs),
+            "l2": (lambda path: jnp.square(jnp.abs(s.dense[path])), jnp.sqrt),
+        }
+        entries, after = kinds.get(self.score, (lambda path: jnp.abs(s.dense[path]), jnp.asarray))
         found = {}
         for name, group in self.groups.items():
             members = group.members
             if self.score == "scale":
                 named = group.scales or group.gates
                 members = [each for each in members if (each.path, each.axis) in named]
-            paths = [each.path for each in members]
-            if self.score == "taylor":
-                each = jnp.abs(pool(members, group.size, {p: product(p) for p in paths}))
-            elif self.score == "l2":
-                squares = {p: jnp.square(jnp.abs(s.dense[p])) for p in paths}
-                each = jnp.sqrt(pool(members, group.size, squares))
-            else:
-                each = pool(members, group.size, {p: jnp.abs(s.dense[p]) for p in paths})
+            each = after(pool(members, group.size, entries))
             kept = s.mask[name]
             number = jnp.maximum(jnp.sum(kept, dtype=jnp.float32), 1)
             mean = jnp.sum(jnp.where(kept, each, 0)) / number
@@ -162,8 +160,7 @@ class Channels:
         found = {}
         for name, group in self.groups.items():
             gates = [each for each in group.members if (each.path, each.axis) in group.gates]
-            members = gates or group.members
-            found[name] = pool(members, group.size, {m.path: entries(m.path) for m in members})
+            found[name] = pool(gates or group.members, group.size, entries)
         return found
 
     def rounded(self, site: str, count: Any) -> Any:
@@ -217,11 +214,11 @@ class Channels:
         return [member for name in self.own(masks) for member in self.groups[name].members]
 
 
-def pool(members: Iterable[Member], size: int, entries: Leaves) -> jax.Array:
-    """The sum over all entries of each channel, float32 ``[size]``."""
+def pool(members: Iterable[Member], size: int, entries: Callable[[str], Any]) -> jax.Array:
+    """The sum over all entries of each channel, float32 ``[size]``; entries by path."""
     total = jnp.zeros(size, jnp.float32)
     for member in members:
-        x, units = as_array(entries[member.path]), member.units()
+        x, units = as_array(entries(member.path)), member.units()
         each = jnp.sum(x.astype(jnp.float32), axis=[k for k in range(x.ndim) if k != member.axis])
         if not _is_plain(units, size):  # what is of no unit goes behind the last, and is dropped
             each = jax.ops.segment_sum(each, np.where(units == NOBODY, size, units), size)
@@ -229,12 +226,11 @@ def pool(members: Iterable[Member], size: int, entries: Leaves) -> jax.Array:
     return total
 
 
-def _scored(name: str, members: Iterable[Member], scores: Leaves) -> jax.Array:
-    scored = [member for member in members if member.path in scores]
-    if not scored:
-        raise ValueError(wrong("score", f"score a member of '{name}'", [*scores]))
-    size = max(int(member.units().max()) for member in scored) + 1
-    return pool(scored, size, scores)
+def _scored(group: TracedGroup, scores: Leaves) -> jax.Array:
+    members = [member for member in group.members if member.path in scores]
+    if not members:
+        raise ValueError(wrong("score", f"score a member of '{group.name}'", [*scores]))
+    return pool(members, group.size, scores.__getitem__)
 
 
 def _spread(mask: jax.Array, units: np.ndarray) -> jax.Array:
