@@ -56,7 +56,6 @@ def _met(walk: Walk, a: Value, b: Value, equation: Equation) -> Value:
     return Value(
         tuple(axes),
         made,
-        a.null and b.null,
         a.number if a.number == b.number else None,
         a.origin if a.origin == b.origin else None,
     )
@@ -64,7 +63,7 @@ def _met(walk: Walk, a: Value, b: Value, equation: Equation) -> Value:
 
 def _settled(a: Value, b: Value) -> bool:
     """Whether as much is known of one value as of the other."""
-    return a[1:5] == b[1:5] and all(
+    return a[1:4] == b[1:4] and all(
         x.of == y.of and np.array_equal(x.masked, y.masked)
         for x, y in zip(a.axes, b.axes, strict=True)
     )

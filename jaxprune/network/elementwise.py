@@ -1,18 +1,23 @@
 """Operations entry by entry: axes are tied; zeros, leaves and layers go through."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.network.ids import FIXED
 from jaxprune.network.values import (
     NUMBER,
+    PERHAPS,
     SINGULAR,
     ZERO,
     Axis,
     Origin,
     Value,
+    common,
     leaves_of,
     made_of,
 )
@@ -23,84 +28,95 @@ def _named(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_SAME = _named(
-    "neg convert_element_type reduce_precision stop_gradient copy copy_p name pvary "
-    "sharding_constraint reshard"
-)
+_MOVES = _named("stop_gradient copy copy_p name pvary sharding_constraint reshard")
+"""The same numbers."""
+
+_SAME = _MOVES | _named("neg convert_element_type reduce_precision")
 """The same numbers, or their negatives: a one-hot axis stays one."""
 
-_KEEPS_ZERO = _SAME | _named(
+_OF_ONE = _named(
     "sign abs tanh sin tan asin atan sinh asinh erf erf_inv sqrt cbrt square expm1 log1p floor "
-    "ceil round real imag conj bitcast_convert_type"
-)
-_SINGULAR_AT_ZERO = _named("log rsqrt digamma lgamma")
-_OTHERS = _named(
-    "exp exp2 logistic cos acos acosh atanh cosh is_finite not population_count clz erfc "
-    "bessel_i0e bessel_i1e igamma igammac regularized_incomplete_beta polygamma"
+    "ceil round real imag conj bitcast_convert_type log rsqrt digamma lgamma exp exp2 logistic cos "
+    "acos acosh atanh cosh is_finite not population_count clz erfc bessel_i0e bessel_i1e "
+    "integer_pow"
 )
 _OF_SEVERAL = _named(
-    "add sub mul div rem max min pow integer_pow atan2 nextafter and or xor eq ne lt le gt ge "
+    "add sub mul div rem max min pow atan2 nextafter and or xor eq ne lt le gt ge "
     "select_n clamp shift_left shift_right_logical shift_right_arithmetic complex add_any eq_to "
-    "lt_to le_to mulhi"
+    "lt_to le_to mulhi igamma igammac regularized_incomplete_beta polygamma"
 )
+_KNOWN = _SAME | _OF_ONE | _OF_SEVERAL
+"""What can be computed of numbers; a primitive of the user's own need not have a value."""
+
 _ADDS = frozenset(("add", "sub", "add_any"))
 _MULTIPLIES = frozenset(("mul", "div"))
-_ALL_ZERO = _ADDS | {
-    *("or", "xor", "complex", "shift_left", "shift_right_logical", "shift_right_arithmetic"),
-    "atan2",
-}
 
 
-def outcome(
-    name: str,
-    states: Sequence[Any],
-    numbers: Sequence[float | None],
-    params: Mapping[str, Any],
-) -> Any:
-    """What an operation gives of operands that are 0, or any number, or not finite.
+def outcome(equation: Equation, states: Sequence[float], numbers: Sequence[float | None]) -> float:
+    """What an operation gives of numbers that are known, or any, or not finite.
 
     Args:
-      name: of the primitive.
-      states: of each operand NUMBER, ZERO or SINGULAR.
-      numbers: what an operand is, where that is known.
-      params: of the primitive.
+      equation: the operation; of known numbers alone it is computed.
+      states: of each operand: a number, or NUMBER, PERHAPS or SINGULAR.
+      numbers: what an operand is everywhere, if that is known.
 
     Returns:
-      NUMBER, ZERO or SINGULAR.
+      A number, or NUMBER, PERHAPS or SINGULAR.
     """
+    name = equation.name
+    if name in _MOVES:
+        return states[0]
+    if name in _KNOWN and all(map(_is_known, states)):
+        return _computed(equation, states)
     if name == "select_n":
-        states, numbers = states[1:], numbers[1:]
+        if _is_known(states[0]):
+            return states[1:][int(states[0])]
         # A NaN that is written out stands for what does not happen.
-        happen = [s for s, n in zip(states, numbers, strict=True) if n is None or n == n]
-        states = happen or states
+        cases = zip(states[1:], numbers[1:], strict=True)
+        happen = [state for state, number in cases if number is None or number == number]
+        return float(common(np.array(happen or states[1:])))
     if SINGULAR in states:
         return NUMBER if name == "is_finite" else SINGULAR
+    if PERHAPS in states:
+        either = [
+            outcome(equation, [instead if s == PERHAPS else s for s in states], numbers)
+            for instead in (ZERO, NUMBER)
+        ]
+        return float(common(np.array(either)))
     zero = [state == ZERO for state in states]
-    power = numbers[1] if name == "pow" else params.get("y") if name == "integer_pow" else None
-    if name in _SINGULAR_AT_ZERO or name in ("div", "rem"):
-        if zero[-1]:
-            return SINGULAR
-        return ZERO if zero[0] else NUMBER
-    if name in ("pow", "integer_pow"):
-        if not zero[0]:
-            return NUMBER
-        return SINGULAR if power is None or power < 0 else ZERO if power else NUMBER
-    if name in ("mul", "and"):
-        found = any(zero)
-    elif name in ("max", "min"):
-        side = 1 if name == "max" else -1
-        found = any(zero) and all(
-            z or (n is not None and n * side <= 0) for z, n in zip(zero, numbers, strict=True)
-        )
-    elif name == "clamp":
-        low, high = numbers[0], numbers[2]
-        found = zero[1] and low is not None and high is not None and low <= 0 <= high
-    else:
-        found = all(zero) and (name in _KEEPS_ZERO or name in _ALL_ZERO or name == "select_n")
-    return ZERO if found else NUMBER
+    if name in ("div", "rem"):
+        return SINGULAR if zero[1] else ZERO if zero[0] else NUMBER
+    if name == "pow":
+        return SINGULAR if zero[0] else NUMBER
+    return ZERO if name in ("mul", "and") and any(zero) else NUMBER
 
 
-@rule(*(_KEEPS_ZERO | _SINGULAR_AT_ZERO | _OTHERS | _OF_SEVERAL))
+def _is_known(state: float) -> bool:
+    return bool(np.isfinite(state)) and state != PERHAPS
+
+
+def _computed(equation: Equation, states: Sequence[float]) -> float:
+    params = {name: x for name, x in equation.params.items() if name != "sharding"}
+    types = tuple(variable.aval.dtype for variable in equation.of.invars)
+    if "sharding" in equation.params:
+        params["sharding"] = None
+    return _of_numbers(equation.of.primitive, tuple(params.items()), types, tuple(states))
+
+
+@functools.lru_cache(1 << 12)
+def _of_numbers(
+    primitive: Any, params: tuple[tuple[str, Any], ...], types: tuple[Any, ...], states: Any
+) -> float:
+    """What a primitive gives of numbers: a number, or SINGULAR."""
+    with jax.ensure_compile_time_eval():
+        given = [jnp.asarray(x, dtype) for x, dtype in zip(states, types, strict=True)]
+        number = complex(primitive.bind(*given, **dict(params)))
+    if not np.isfinite(number):
+        return SINGULAR
+    return NUMBER if number.imag else number.real
+
+
+@rule(*_KNOWN)
 def elementwise(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     """Any operation entry by entry, of operands of one shape and scalars."""
     if any(value.axes and len(value.axes) != len(equation.shape) for value in inputs):
@@ -117,8 +133,7 @@ def elementwise(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Val
     value = Value(
         axes,
         made,
-        null=_of_whole(equation, inputs) == ZERO,
-        number=_number(equation.name, inputs),
+        number=_number(equation, inputs),
         origin=_origin(walk, equation.name, inputs),
         hot=hot,
         counts=counts,
@@ -156,27 +171,29 @@ def _axis(walk: Walk, equation: Equation, inputs: list[Value], k: int, leaf: boo
     states = np.stack([_states(value, k, size) for value in inputs])
     numbers = [value.number for value in inputs]
     kinds, which = np.unique(states, axis=1, return_inverse=True)
-    found = [outcome(equation.name, [*kind], numbers, equation.params) for kind in kinds.T]
-    return Axis(first.ids, np.asarray(found, np.int8)[which.ravel()], of)
+    found = [outcome(equation, kind, numbers) for kind in kinds.T.tolist()]
+    return Axis(first.ids, np.asarray(found)[which.ravel()], of)
 
 
 def _states(value: Value, k: int, size: int) -> np.ndarray:
     """What the masked network has in an operand along an axis of the result."""
-    if value.axes and value.axes[k].size == size:
-        return value.masked(k)
-    return np.full(size, ZERO if value.null else NUMBER)
+    along = bool(value.axes) and value.axes[k].size == size
+    return value.masked(k) if along else np.full(size, _state(value))
 
 
-def _of_whole(equation: Equation, inputs: list[Value]) -> Any:
-    states = [ZERO if value.null else NUMBER for value in inputs]
-    return outcome(equation.name, states, [v.number for v in inputs], equation.params)
+def _state(value: Value) -> float:
+    """What the masked network has in an operand everywhere."""
+    known = value.number is not None and np.isfinite(value.number)
+    return value.number if known and value.number is not None else NUMBER
 
 
-def _number(name: str, inputs: list[Value]) -> float | None:
-    number = inputs[0].number
-    if name == "neg" and number is not None:
-        return -number
-    return number if name in _SAME else None
+def _number(equation: Equation, inputs: list[Value]) -> float | None:
+    """What the result is everywhere, if that is known; constants that are not finite stay."""
+    numbers = [value.number for value in inputs]
+    if equation.name in _SAME and numbers[0] is not None:
+        return -numbers[0] if equation.name == "neg" else numbers[0]
+    found = outcome(equation, [*map(_state, inputs)], numbers)
+    return found if _is_known(found) else None
 
 
 def _marks(name: str, inputs: list[Value]) -> tuple[tuple[int, ...], tuple[int, ...]]:

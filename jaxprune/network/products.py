@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.network.small import Keeps, Small, bound, sizes, small
-from jaxprune.network.values import Axis, Origin, Value, common, fixed_axis, fixed_value
+from jaxprune.network.values import (
+    Axis,
+    Origin,
+    Value,
+    common,
+    fixed_axis,
+    fixed_value,
+    products_of,
+    sums_of,
+)
 from jaxprune.network.walk import Equation, Product, Walk, rule
 
 
@@ -49,10 +58,6 @@ def _contracted(equation: Equation, which: int) -> Sequence[int]:
     return equation.params["dimension_numbers"][0][which]
 
 
-times = np.maximum
-"""What a product of two operands is: 0 where one is, not finite where one is not."""
-
-
 @rule("dot_general")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     left, right = inputs
@@ -60,16 +65,18 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     for i, j in zip((*left_sums, *left_batch), (*right_sums, *right_batch), strict=True):
         walk.tie(left.axes[i], right.axes[j], equation)
     for i, j in zip(left_sums, right_sums, strict=True):
-        walk.summed(left.axes[i], times(left.masked(i), right.masked(j)), equation, f"axis {i}")
+        walk.summed(
+            left.axes[i], products_of(left.masked(i), right.masked(j)), equation, f"axis {i}"
+        )
     axes = [
-        Axis(a.ids, times(left.masked(i), right.masked(j)), (*a.of, *b.of))
+        Axis(a.ids, products_of(left.masked(i), right.masked(j)), (*a.of, *b.of))
         for i, j in zip(left_batch, right_batch, strict=True)
         for a, b in ((left.axes[i], right.axes[j]),)
     ]
     free: list[Sequence[int]] = []
     for value, sums, batch in ((left, left_sums, left_batch), (right, right_sums, right_batch)):
         free.append([k for k in range(len(value.axes)) if k not in sums and k not in batch])
-        axes += [value.axes[k] for k in free[-1]]
+        axes += [value.axes[k].summed() for k in free[-1]]
     summed = math.prod(left.axes[k].size for k in left_sums)
     flops = 2.0 * equation.times * summed * math.prod(axis.size for axis in axes)
     sums, batches = (left_sums, right_sums), (left_batch, right_batch)
@@ -130,20 +137,22 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         walk.pin(kernel.axes[k], equation)
     batch, features = data.axes[batch_at], data.axes[inputs_at]
     outputs, sums = kernel.axes[outputs_at], kernel.axes[sums_at]
-    masked = kernel.masked(outputs_at)
+    masked = sums_of(kernel.masked(outputs_at))
     if params["batch_group_count"] != 1:
         for axis in (batch, features, outputs, sums):
             walk.pin(axis, equation)
         batch = fixed_axis(shape[numbers.out_spec[0]])
     elif groups == 1:
         walk.tie(features, sums, equation)
-        states = times(data.masked(inputs_at), kernel.masked(sums_at))
+        states = products_of(data.masked(inputs_at), kernel.masked(sums_at))
         walk.summed(features, states, equation, "contraction of channels")
     else:
         walk.pin(sums, equation)
-        masked = np.maximum(masked, _whole_groups(walk, equation, data, inputs_at, outputs, groups))
+        masked = products_of(
+            masked, _whole_groups(walk, equation, data, inputs_at, outputs, groups)
+        )
     axes = [*map(fixed_axis, shape)]
-    axes[numbers.out_spec[0]] = batch._replace(of=())
+    axes[numbers.out_spec[0]] = batch._replace(of=()).summed()
     axes[numbers.out_spec[1]] = Axis(outputs.ids, masked)
     per_output = math.prod(kernel.axes[k].size for k in numbers.rhs_spec[1:])
     holes = math.prod(params["lhs_dilation"])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxprune.network.shapes import moved
-from jaxprune.network.values import NUMBER, Value, fixed_axis
+from jaxprune.network.values import NUMBER, ZERO, Value, fixed_axis
 from jaxprune.network.walk import Equation, Walk, rule, unknown
 
 
@@ -18,9 +18,9 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         masked = value.masked(k) if sums else np.full(axis.size, NUMBER)
         walk.summed(axis, masked, equation, f"{equation.name} along axis {k}")
     walk.used(value, "reduced")
-    left = tuple(axis for k, axis in enumerate(value.axes) if k not in gone)
+    left = tuple(axis.summed() for k, axis in enumerate(value.axes) if k not in gone)
     origin = value.origin and value.origin._replace(statistic=True)
-    return [Value(left, value.made, value.null and sums, origin=origin)]
+    return [Value(left, value.made, ZERO if sums and value.number == 0 else None, origin)]
 
 
 @rule("argmax", "argmin")
@@ -56,8 +56,7 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
             (padding or ((0, 0),) * len(ones))[k]
         )
         if whole and axis.size == size:
-            states = axis.masked if keeps else np.full(size, NUMBER)
-            axes.append(axis._replace(masked=states))
+            axes.append(axis.summed() if keeps else axis._replace(masked=np.full(size, NUMBER)))
         else:
             walk.pin(axis, equation)
             axes.append(fixed_axis(size, axis.of))
@@ -69,5 +68,5 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     value = inputs[0]
     walk.pin(value.axes[equation.params["axis"]], equation)
     stays = equation.name != "cumlogsumexp"
-    axes = value.axes if stays else [axis.unsure() for axis in value.axes]
-    return [moved(value, axes)._replace(number=None, null=value.null and stays)]
+    axes = [axis.summed() if stays else axis.unsure() for axis in value.axes]
+    return [moved(value, axes)._replace(number=ZERO if stays and value.number == 0 else None)]

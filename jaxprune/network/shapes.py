@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune.network.ids import FIXED
 from jaxprune.network.small import Keeps, Small, bound, cut, sizes, small
-from jaxprune.network.values import ZERO, Axis, Value, common, fixed_axis, leaves_of
+from jaxprune.network.values import SINGULAR, ZERO, Axis, Value, common, fixed_axis, leaves_of
 from jaxprune.network.walk import Equation, Walk, rule
 
 Numbered = list[tuple[int, int]]
@@ -194,8 +194,10 @@ def merged(walk: Walk, axes: Sequence[Axis], equation: Equation) -> Axis:
         return fixed_axis(size, of)
     ids = walk.ids.fresh(size)
     walk.ids.define(ids, _rows([axis.ids for axis in axes]), equation.why)
-    # An index is gone with any of its parts: it is 0 where each part that can go is 0.
-    states = _rows([np.where(a.ids == FIXED, ZERO, a.masked) for a in axes])
+    # An index is gone with any of its parts: it is what each part is that can go.
+    states, fixed = _rows([a.masked for a in axes]), _rows([a.ids == FIXED for a in axes])
+    one = np.where(fixed, SINGULAR, states).max(axis=1, keepdims=True)
+    states = np.where(fixed, np.where(fixed.all(axis=1, keepdims=True), ZERO, one), states)
     return Axis(ids, common(states, 1), of)
 
 

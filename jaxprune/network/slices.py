@@ -97,7 +97,8 @@ def _together(walk: Walk, values: list[Value], axes: list[Axis], one_origin: boo
     origin = next(iter(origins)) if one_origin and len(products) == 1 and whole else None
     if origin is None:
         walk.ended(*values)
-    return Value(tuple(axes), made, all(value.null for value in values), origin=origin)
+    null = all(value.number == 0 for value in values)
+    return Value(tuple(axes), made, ZERO if null else None, origin)
 
 
 def _ids_of_piece(walk: Walk, value: Value, k: int) -> np.ndarray:
@@ -149,7 +150,8 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
 @rule("pad")
 def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     value, fill = inputs
-    outside, axes = ZERO if fill.null else NUMBER, []
+    null = fill.number == 0
+    outside, axes = ZERO if null else NUMBER, []
     for axis, (low, high, between) in zip(
         value.axes, equation.params["padding_config"], strict=True
     ):
@@ -164,9 +166,9 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         states = [np.full(before, outside), masked[inside], np.full(after, outside)]
         axes.append(Axis(np.concatenate(new), np.concatenate(states), axis.of))
     config = equation.params["padding_config"]
-    if not fill.null and any(max(each) > 0 for each in config):  # new rows are not 0 anywhere
+    if not null and any(max(each) > 0 for each in config):  # new rows are not 0 anywhere
         axes = [axis.unsure() for axis in axes]
-    return [moved(value, axes)._replace(number=None, null=value.null and fill.null)]
+    return [moved(value, axes)._replace(number=ZERO if null and value.number == 0 else None)]
 
 
 @small("pad")
@@ -207,7 +209,6 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
     fill = equation.params.get("fill_value")
     if fill and fill == fill:  # a number in place of what is not there; NaN says that it is a fault
         axes = [axis.unsure() for axis in axes]
-        value = value._replace(null=False)
     if np.prod(index.shape[:-1]) == 1:  # one slice of a stack
         return [value._replace(axes=tuple(axes), number=None, hot=(), counts=())]
     walk.used(value, "looked up")

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-NUMBER, ZERO, SINGULAR = np.int8(0), np.int8(1), np.int8(2)
-"""What the masked network has where a unit is removed: any number, exactly 0, or inf or NaN."""
+ZERO, NUMBER, PERHAPS, SINGULAR = 0.0, np.inf, np.finfo(np.float64).max, -np.inf
+"""What the masked network has where a unit is removed, if it is not a number that is known, which
+stands for itself: 0; any number; 0 or any number; inf or NaN."""
 
 Site = tuple[object, ...]
 """Where an equation stands: the number of each equation from the outermost program in."""
@@ -30,8 +31,12 @@ class Axis(NamedTuple):
         return len(self.ids)
 
     def unsure(self) -> "Axis":
-        """The axis of a value of which nothing is known to be 0."""
-        return self._replace(masked=np.where(self.masked == ZERO, NUMBER, self.masked))
+        """The axis of a value that has other numbers beside those that are known."""
+        return self._replace(masked=common(np.stack([self.masked, np.full(self.size, NUMBER)])))
+
+    def summed(self) -> "Axis":
+        """The axis of sums or products of several such numbers."""
+        return self._replace(masked=sums_of(self.masked))
 
     def taken(self, index: object) -> "Axis":
         """Some of its indices."""
@@ -59,7 +64,6 @@ class Value(NamedTuple):
       axes: its axes.
       made: the leaves of which it is made, and of nothing else; empty of numbers alone; None where
         data are in it.
-      null: whether all of it is 0, always.
       number: what it is everywhere, if that is known.
       origin: of which layer's output it is a function entry by entry.
       hot: axes along which it is 1 at one index and 0 elsewhere.
@@ -68,7 +72,6 @@ class Value(NamedTuple):
 
     axes: tuple[Axis, ...]
     made: frozenset[str] | None = None
-    null: bool = False
     number: float | None = None
     origin: Origin | None = None
     hot: tuple[int, ...] = ()
@@ -81,7 +84,8 @@ class Value(NamedTuple):
 
     def masked(self, axis: int) -> np.ndarray:
         """What the masked network has along an axis, `[N]`."""
-        return np.full(self.axes[axis].size, ZERO) if self.null else self.axes[axis].masked
+        known = self.number is not None and np.isfinite(self.number)
+        return np.full(self.axes[axis].size, self.number) if known else self.axes[axis].masked
 
 
 def fixed_axis(size: int, of: tuple[tuple[str, int], ...] = ()) -> Axis:
@@ -107,6 +111,23 @@ def made_of(values: list[Value]) -> frozenset[str] | None:
 
 
 def common(states: np.ndarray, axis: int | tuple[int, ...] = 0) -> np.ndarray:
-    """What several states have in common along axes: 0 only where all are, not finite where one."""
-    zero, singular = (states == ZERO).all(axis), (states == SINGULAR).any(axis)
-    return np.where(singular, SINGULAR, np.where(zero, ZERO, NUMBER))
+    """What several states have in common along axes; not finite where one is not."""
+    one = states.max(axis)
+    same = states.min(axis) == one
+    zero = ((states == ZERO) | (states == PERHAPS)).any(axis)
+    mixed = np.where((states == SINGULAR).any(axis), SINGULAR, np.where(zero, PERHAPS, NUMBER))
+    return np.where(same, one, mixed)
+
+
+def sums_of(states: np.ndarray) -> np.ndarray:
+    """What sums or products of several numbers are of which the states are known."""
+    stays = (states == ZERO) | (states == PERHAPS) | (states == SINGULAR)
+    return np.where(stays, states, NUMBER)
+
+
+def products_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """What sums of products of two numbers are: 0 where one is, not finite where one is not."""
+    found = np.full(np.broadcast_shapes(a.shape, b.shape), NUMBER)
+    for state in (PERHAPS, ZERO, SINGULAR):
+        found = np.where((a == state) | (b == state), state, found)
+    return found

@@ -186,7 +186,7 @@ class Walk:
         shape = np.shape(number)
         kind = getattr(getattr(number, "dtype", None), "kind", "f")  # keys have no number
         known = float(number) if not shape and kind in "biuf" else None
-        return Value(tuple(map(self.free_axis, shape)), frozenset(), known == 0, known)
+        return Value(tuple(map(self.free_axis, shape)), frozenset(), known)
 
     def inside(
         self, equation: Equation, program: Any, inputs: list[Value], part: str = "", times: int = 1

@@ -88,9 +88,8 @@ def shrink(
     """Cuts channels out of a network: smaller arrays, and the same function on them.
 
     What comes out equals the masked network: that in which all that belongs to the channels that
-    go (kernels, biases, scales) is 0. Where that one is not finite they part: a divisor that is 0
-    only because a channel is gone, as in ``h / (exp(h) - 1)`` or a norm without an epsilon over a
-    whole group, is not seen beforehand; `verify_shrink` finds it.
+    go (kernels, biases, scales) is 0. Only if a whole group goes that a norm without an epsilon
+    divides by do they part: the masked network divides 0 by 0 there.
 
     Args:
       net: what `trace` returned.
