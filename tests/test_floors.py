@@ -25,6 +25,7 @@ FLOORS = {
     "jaxprune.fences": 2,
     "jaxprune.schedules": 2,
     "jaxprune.units": 3,
+    "jaxprune.knapsack": 3,
     "jaxprune.distributions": 4,
     "jaxprune.scores": 4,
     "jaxprune.masks": 4,

@@ -97,7 +97,7 @@ def gradual_magnitude(
     smallest_go = MaskUpdate(
         refreshes(every, schedule, end_of(schedule)),
         scores.magnitude,
-        keep.in_blocks(keep.largest(budget), block),
+        keep.in_blocks(keep.within(budget, units), block),
         Candidates.KEPT,
     )
     return prune(inner, [smallest_go], views.hard, units=units, start=start, seed=seed)

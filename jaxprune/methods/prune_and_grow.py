@@ -162,7 +162,8 @@ def prune_and_grow(
         units = units_for(where, exclude, output_axis, stacked, channels, network=network)
         budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
         budget = budget.together() if ranking == "global" else budget
-        weakest, kept, swapped = score, keep.largest(budget), budget.less(swap)
+        weakest, kept = score, keep.within(budget, units)
+        swapped = keep.within(budget.less(swap), units)
     else:
         kept = keep.n_of_m(*_checked_groups(n_of_m, sparsity))
         if overrides or min_density or ranking != "leaf" or distribution != "erk" or channels:
@@ -171,7 +172,7 @@ def prune_and_grow(
             raise ValueError(wrong("n_of_m", expected, n_of_m, "its groups are the counts"))
         units = units_of_groups(kept.m, unfit, where, exclude, output_axis, stacked, network)
         weakest, budget = _weakest_of(score, kept.m), Budget(constant(kept.sparsity), "uniform")
-        swapped = budget.less(lambda step: jnp.minimum(swap(step), 1 / kept.n))
+        swapped = keep.largest(budget.less(lambda step: jnp.minimum(swap(step), 1 / kept.n)))
     first = []
     if isinstance(start, str):
         one_of("start", start, ("magnitude",))
@@ -182,7 +183,7 @@ def prune_and_grow(
         inner,
         [
             *first,
-            MaskUpdate(course.at_end_of("measure"), weakest, keep.largest(swapped), KEPT),
+            MaskUpdate(course.at_end_of("measure"), weakest, swapped, KEPT),
             MaskUpdate(course.at_end_of("explore"), score, kept, PRUNED),
         ],
         _view(course, reactivate_from, grow_from, freeze_kept, freeze_rest),

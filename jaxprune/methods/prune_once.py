@@ -126,7 +126,7 @@ def prune_once(
             raise ValueError(wrong("distribution", expected, distribution))
     else:
         budget = Budget(constant(sparsity), distribution, overrides, min_density)
-        kept = keep.in_blocks(keep.largest(budget), block)
+        kept = keep.in_blocks(keep.within(budget, units), block)
     found = kept({path: _lazy(x) for path, x in ranked.items()}, s, {})
     if score is not None and not is_traced(found.nan) and found.nan:
         raise ValueError(wrong("score", "have no NaN", "NaN"))  # a weight that is NaN ranks last

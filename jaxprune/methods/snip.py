@@ -77,6 +77,6 @@ def snip(
       the dense network. For a gradient of several batches wrap it in `optax.MultiSteps`.
     """
     budget = Budget(constant(sparsity), distribution, overrides, min_density)
-    most_missed = MaskUpdate(once(1), scores.saliency, keep.largest(budget), KEPT)
     units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
+    most_missed = MaskUpdate(once(1), scores.saliency, keep.within(budget, units), KEPT)
     return prune(inner, [most_missed], views.hard, units=units, start=start, seed=seed)

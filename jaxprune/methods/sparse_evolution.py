@@ -97,11 +97,11 @@ def sparse_evolution(
     return prune(
         inner,
         [
-            MaskUpdate(swapping, scores.magnitude, keep.largest(budget.less(dropped)), KEPT),
-            MaskUpdate(swapping, scores.random, keep.largest(budget), PRUNED),
+            MaskUpdate(swapping, scores.magnitude, keep.within(budget.less(dropped), units), KEPT),
+            MaskUpdate(swapping, scores.random, keep.within(budget, units), PRUNED),
         ],
         views.hard if channels is None else views.at_rest,
         units=units,
-        start=AtRandom(keep.largest(budget)) if start is None else start,
+        start=AtRandom(keep.within(budget, units)) if start is None else start,
         seed=seed,
     )

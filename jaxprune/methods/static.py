@@ -78,9 +78,9 @@ def static(
         expected = "be given, or else `sparsity` or `start`, one of them"
         raise ValueError(wrong("masks", expected, came))
     first = start if masks is None else masks
+    units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
     if sparsity is not None:
         budget = Budget(constant(sparsity), distribution, overrides, min_density)
-        first = AtRandom(keep.largest(budget))
-    units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
+        first = AtRandom(keep.within(budget, units))
     named = "masks" if start is None else "start"
     return prune(inner, [], views.hard, units=units, start=first, start_named=named, seed=seed)

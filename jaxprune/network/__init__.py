@@ -3,6 +3,7 @@
 from jaxprune.network.choice import ChannelChoice as ChannelChoice
 from jaxprune.network.choice import rounded as rounded
 from jaxprune.network.choice import steps_of as steps_of
+from jaxprune.network.costs import Cost as Cost
 from jaxprune.network.groups import Group as Group
 from jaxprune.network.groups import Member as Member
 from jaxprune.network.leaves import Leaf as Leaf

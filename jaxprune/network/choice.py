@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
+from jaxprune.network.costs import Cost
 from jaxprune.network.groups import Group
 from jaxprune.types import hashable, wrong
 
@@ -23,12 +24,14 @@ class ChannelChoice:
       steps: ``{name of a group: the multiple of its width}``.
       min_keep: channels that each group keeps.
       score: how channels are ranked by magnitude.
+      cost: what sparsities are a share of; None counts channels.
     """
 
     groups: tuple[Group, ...]
     steps: Any
     min_keep: int
     score: Any
+    cost: Cost | None = None
 
     def __post_init__(self) -> None:
         """Brings what was given into a form that can be hashed."""

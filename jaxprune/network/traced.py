@@ -10,6 +10,7 @@ import jax
 
 from jaxprune import trees
 from jaxprune.network.choice import ChannelChoice, choice_of
+from jaxprune.network.costs import UNITS, Cost, cost_of
 from jaxprune.network.cuts import Cut, cut_of
 from jaxprune.network.groups import Group, Member, groups_of
 from jaxprune.network.leaves import Leaf, Pin, leaves_of
@@ -79,6 +80,7 @@ class Network:
         where: trees.Where | None = None,
         inexact: str = "pin",
         score: Any = "l2",
+        cost: str | Cost | None = None,
     ) -> ChannelChoice:
         """Channels for a method to prune: its argument ``channels``.
 
@@ -95,6 +97,9 @@ class Network:
             where none does), "taylor", the size of the sum of w g over all that belongs to it, or
             ``signals -> {name of a group: scores}``. All but the last are divided by their mean
             over the group's kept channels, so that groups of different fan may be ranked together.
+          cost: what a method's sparsity is a share of: None counts channels; "parameters" and
+            "FLOPs" those of the whole network, or any `Cost`. How many of each group stay is then
+            found by what channels are worth and cost, whatever the method's ``distribution``.
 
         Returns:
           What ``channels`` of a method takes; static.
@@ -106,7 +111,28 @@ class Network:
         groups = self.removable(inexact)
         if not callable(score):
             one_of("score", score, ("l1", "l2", "scale", "taylor"))
-        return choice_of(groups, round_to, min_keep, where, score)
+        found = choice_of(groups, round_to, min_keep, where, score)
+        if isinstance(cost, str):
+            one_of("cost", cost, UNITS)
+            cost = cost_of(self.leaves, found.groups, cost)
+        return dataclasses.replace(found, cost=cost)
+
+    def cost(self, unit: str = "parameters", *, inexact: str = "pin") -> Cost:
+        """What the network costs at any widths of its channels.
+
+        Args:
+          unit: "parameters", of all leaves of the params; or "FLOPs", of the products of leaves in
+            the call that was traced.
+          inexact: as in `channels`; other groups stay whole.
+
+        Returns:
+          A `Cost`: called with masks it is what is left, and its ``layers`` tell of each.
+
+        Raises:
+          ValueError: if the unit is another, or the network has none of it.
+        """
+        one_of("unit", unit, UNITS)
+        return cost_of(self.leaves, self.removable(inexact), unit)
 
     def traced_from(self) -> "Source":
         """The function and what it was traced with; a network that was read from JSON has none."""

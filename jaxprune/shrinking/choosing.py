@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
+from jaxprune.knapsack import widths_within
 from jaxprune.masks import global_topk
 from jaxprune.masks.ranking import largest
-from jaxprune.network import Group, Network, rounded, steps_of
+from jaxprune.network import Cost, Group, Network, rounded, steps_of
 from jaxprune.network.groups import by_root, groups_of
 from jaxprune.network.program import ALSO, all_arrays, program_of, shape_of, walked
 from jaxprune.network.traced import pin_outputs
@@ -76,13 +77,16 @@ def select_units(
     round_to: int | Mapping[str, int] = 8,
     min_keep: int = 1,
     scope: str = "local",
+    cost: Cost | None = None,
 ) -> dict[str, jax.Array]:
     """Keeps the channels with the highest scores.
 
     ``k_g = round(density n_g)`` of the n_g channels of each group, or where ``scope`` is "global"
     as many as are among the ``round(density sum_g n_g)`` highest of all scores divided by the mean
     of their group. Either is brought to the nearest multiple of ``round_to``, or to all (half up,
-    no less than ``min_keep``); the highest stay, the first of equal ones.
+    no less than ``min_keep``); the highest stay, the first of equal ones. With a cost, widths are
+    those whose channels are worth the most together, by the same divided scores, and whose network
+    costs at most the share ``density`` of the whole one.
 
     Args:
       scores: ``{name of a group: float[size]}``, as `pool_scores` returns.
@@ -91,6 +95,8 @@ def select_units(
         groups, 1 for those that no pattern matches.
       min_keep: channels that every group keeps.
       scope: "local" ranks each group alone, "global" all together.
+      cost: what ``net.cost(...)`` returned: the density is a share of it. Groups of it without
+        scores stay whole.
 
     Returns:
       ``{name: bool[size]}``, True is kept.
@@ -117,8 +123,10 @@ def select_units(
     sizes = {name: int(np.size(score)) for name, score in scores.items()}
     steps = steps_of(round_to, sizes, min_keep)
     flat = {name: jnp.asarray(score, jnp.float32) for name, score in scores.items()}
-    if scope == "global":
-        fair = {n: score / jnp.maximum(jnp.mean(score), _LEAST) for n, score in flat.items()}
+    fair = {n: score / jnp.maximum(jnp.mean(score), _LEAST) for n, score in flat.items()}
+    if cost is not None:
+        wanted = _within(cost, fair, steps, min_keep, float(share))
+    elif scope == "global":
         chosen = global_topk(fair, float(share))
         wanted = {name: int(mask.sum()) for name, mask in chosen.items()}
     else:
@@ -128,6 +136,18 @@ def select_units(
         count = rounded(wanted[name], steps[name], min_keep, sizes[name])
         found[name] = largest({name: score}, {(name,): count}).masks[name]
     return found
+
+
+def _within(
+    cost: Cost, scores: Mapping[str, Any], steps: Mapping[str, int], least: int, share: float
+) -> dict[str, int]:
+    """The widths of the groups that have scores, if all others stay whole."""
+    for name in scores:
+        trees.known(name, cost.sizes, "scores", "name groups of channels of the cost")
+    worth = {n: scores.get(n, jnp.zeros(size)) for n, size in cost.sizes.items()}
+    fewest = {n: least if n in scores else size for n, size in cost.sizes.items()}
+    found = widths_within(cost, worth, fewest, cost.sizes, steps, share)
+    return {name: int(found[name]) for name in scores}
 
 
 _LEAST = jnp.finfo(jnp.float32).tiny

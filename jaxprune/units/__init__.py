@@ -85,5 +85,5 @@ def units_for(
             raise ValueError(wrong(name, expected, value))
     if isinstance(channels, ChannelChoice):
         groups = {group.name: group for group in channels.groups}
-        return Channels(groups, channels.steps, channels.min_keep, channels.score)
+        return Channels(groups, channels.steps, channels.min_keep, channels.score, channels.cost)
     return Channels(channels)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.network import ChannelChoice, Member, rounded
+from jaxprune.network import ChannelChoice, Cost, Member, rounded
 from jaxprune.network import Group as TracedGroup
 from jaxprune.network.groups import NOBODY
 from jaxprune.network.program import ALSO
@@ -44,12 +44,14 @@ class Channels:
       steps: ``{name: the multiple of its width}``; 1 for others.
       min_keep: channels that each group keeps.
       score: what a channel is worth by magnitude, as `Network.channels` says it.
+      cost: what budgets are a share of; None counts channels.
     """
 
     groups: Any
     steps: Any = ()
     min_keep: int = 0
     score: Any = "l1"
+    cost: Cost | None = None
 
     def __post_init__(self) -> None:
         """Brings groups into a form that can be hashed."""

@@ -1,0 +1,144 @@
+"""What networks cost at widths of their channels, and the most that is worth it."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import networks_of_images
+import networks_of_sequences
+import networks_of_vectors
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxprune
+from jaxprune import knapsack, trees
+from jaxprune.network.costs import Cost, Term, Width
+
+
+def widths(cost: Cost, worth: Any, budget: float, step: int = 1) -> list[int]:
+    """Those that are found, compiled once for a network."""
+    return [int(n) for n in compiled(cost, step)(worth, budget).values()]
+
+
+@functools.cache
+def compiled(cost: Cost, step: int) -> Any:
+    one, steps = dict.fromkeys(cost.sizes, 1), dict.fromkeys(cost.sizes, step)
+
+    def find(worth: Any, budget: Any) -> Any:
+        return knapsack.widths_within(cost, worth, one, dict(cost.sizes), steps, budget)
+
+    return jax.jit(find)
+
+
+def of_chain(*widths: int) -> tuple[Any, Any, Any]:
+    """A chain of layers, its params, and an input."""
+
+    def fn(params: Any, x: Any) -> Any:
+        for name in sorted(params):
+            x = jax.nn.relu(x @ params[name])
+        return x
+
+    shapes = [*itertools.pairwise(widths)]
+    return (
+        fn,
+        {f"w{k}": jnp.ones(shape) for k, shape in enumerate(shapes)},
+        jnp.ones((1, widths[0])),
+    )
+
+
+MADE = {
+    make.__name__: make
+    for make in (
+        *(networks_of_images.linen_resnet, networks_of_images.mobilenet),
+        *(networks_of_images.densenet, networks_of_images.resnext),
+        *(networks_of_images.vgg, networks_of_sequences.grouped_queries),
+        *(networks_of_sequences.gated_linear_unit, networks_of_vectors.low_rank),
+    )
+}
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("unit", ["parameters", "FLOPs"])
+def test_a_cost_is_what_the_cut_network_has(name: str, unit: str) -> None:
+    network = MADE[name]()
+    net = jaxprune.trace(network.fn, network.params, *network.args, also=network.also)
+    rng = np.random.default_rng(0)
+    masks = {g.name: rng.random(g.size) < 0.6 for g in net.groups if not g.inexact}
+    masks = {name: mask | ~mask.any() for name, mask in masks.items()}
+    small = jaxprune.shrink(net, network.params, masks, also=network.also)
+    if unit == "parameters":
+        wanted = {p: x.size for p, x in trees.by_path(small.params).items()}
+    else:
+        also = () if small.also is None else (small.also,)
+        wanted = jaxprune.flops.forward_flops(small.fn, small.params, *also, *network.args)
+    found = net.cost(unit).layers(masks)
+    assert found == pytest.approx({p: float(n) for p, n in wanted.items()})
+
+
+def brute(cost: Cost, worth: Any, step: int, budget: float) -> float:
+    """The most that is worth it of all widths that fit."""
+    whole, best = cost(), -np.inf
+    choices = [[c for c in range(1, n + 1) if c % step == 0 or c == n] for n in cost.sizes.values()]
+    for each in itertools.product(*choices):
+        if cost.values(np.array(each)).sum() <= budget * whole * (1 + 1e-6):
+            total = sum(np.sort(w)[::-1][:c].sum() for w, c in zip(worth, each, strict=True))
+            best = max(best, total)
+    return best
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.9), st.sampled_from([1, 2]))
+def test_what_is_found_is_worth_as_much_as_can_be(seed: int, budget: float, step: int) -> None:
+    """Within the worth of one step of one group, of all widths that there are."""
+    rng = np.random.default_rng(seed)
+    net = jaxprune.trace(*of_chain(3, 6, 5, 4, 2))
+    cost = net.cost(str(rng.choice(["parameters", "FLOPs"])))
+    worth = [rng.exponential(size=n) for n in cost.sizes.values()]
+    found = widths(cost, dict(zip(cost.sizes, worth, strict=True)), budget, step)
+    wanted = brute(cost, worth, step, budget)
+    if wanted == -np.inf:
+        assert found == [step] * len(worth)
+        return
+    assert cost.values(np.array(found)).sum() <= budget * cost() * (1 + 1e-6)
+    total = sum(np.sort(w)[::-1][:c].sum() for w, c in zip(worth, found, strict=True))
+    assert total >= wanted - step * max(map(np.max, worth)) - 1e-6
+
+
+def test_equal_scores_are_kept_alike() -> None:
+    net = jaxprune.trace(*of_chain(4, 64, 64, 4))
+    cost = net.cost("parameters")
+    same = {name: jnp.ones(64) for name in cost.sizes}
+    found = np.array(widths(cost, same, 0.25))
+    assert cost.values(found).sum() <= 0.25 * cost()
+    assert cost.values(found + 1).sum() > 0.25 * cost()
+    assert abs(found[0] - found[1]) <= 8
+
+
+def test_what_is_worth_nothing_or_everything() -> None:
+    net = jaxprune.trace(*of_chain(4, 8, 8, 4))
+    cost = net.cost("parameters")
+    a, b = cost.sizes
+    worth = {a: jnp.full(8, jnp.nan), b: jnp.arange(8.0).at[0].set(jnp.inf)}
+    few, many = widths(cost, worth, 0.4)
+    assert few < many
+    assert widths(cost, worth, 1.0) == [8, 8]
+    assert widths(cost, worth, 0.0) == [1, 1]
+
+
+def test_between_the_widths_of_a_table_it_is_linear() -> None:
+    grid = ((0, 4, 8), (0, 6))
+    term = Term("w", 9.0, (Width(0, (("a", 1),)), Width(2, (("b", 2),))), grid, (0, 1, 2, 4, 3, 9))
+    plain = Term("v", 8.0, (Width(0, (("a", 1),)),))
+    cost = Cost("seconds", {"a": 8, "b": 2}, (term, plain))
+    assert cost() == 9 + 8
+    masks = {
+        "a": np.arange(8) < 6,
+        "b": np.arange(2) < 1,
+    }
+    low, high = 2 + (4 - 2) * 4 / 6, 3 + (9 - 3) * 4 / 6
+    assert cost.layers(masks) == pytest.approx({"w": (low + high) / 2, "v": 6.0})
