@@ -3,7 +3,8 @@
 Of each group the best stay, so only numbers are sought. At the widths of its neighbours a group's
 cost is a function of its own width alone; ``worth_g(c) - lambda cost_g(c)`` is greatest at a
 number that falls as lambda grows, and lambda is bisected until the whole network costs no more than
-it may. Neighbours' widths then are those just found, a few rounds long.
+it may. Neighbours' widths then are those just found, a few rounds long; what is left over in the
+end goes to single steps, the one that is worth most first.
 """
 
 from collections.abc import Mapping

@@ -21,7 +21,8 @@ from jaxprune.network.costs import Cost, Term, Width
 
 def widths(cost: Cost, worth: Any, budget: float, step: int = 1) -> list[int]:
     """Those that are found, compiled once for a network."""
-    return [int(n) for n in compiled(cost, step)(worth, budget).values()]
+    found = compiled(cost, step)(worth, budget)
+    return [int(found[name]) for name in cost.sizes]
 
 
 @functools.cache
