@@ -107,6 +107,8 @@ def test_what_cannot_be_chosen_is_named() -> None:
         jaxprune.select_units(scores, 0.5, round_to=1, min_keep=5)
     with pytest.raises(ValueError, match="`round_to` must match at least one path"):
         jaxprune.select_units(scores, 0.5, round_to={"cnov": 2})
+    with pytest.raises(ValueError, match=r"`scores\['conv\[3\]'\]` must have no NaN"):
+        jaxprune.select_units({"conv[3]": scores["conv[3]"].at[1].set(jnp.nan)}, 0.5, round_to=1)
     with pytest.raises(ValueError, match="`scope` must be 'local' or 'global', got 'all'"):
         jaxprune.select_units(scores, 0.5, scope="all")
 
@@ -195,6 +197,15 @@ def test_training_goes_on_with_the_cut_state_of_the_optimizer() -> None:
     tiny.close(ours, small.cut(theirs))
     tiny.close(small.restore(ours[0]), theirs[0])
     assert small.restore(small.cut(state))[1][0].trace["up"]["kernel"].shape == (3, 3, 8, 12)
+
+
+def test_what_an_optimizer_remembers_in_another_form_is_refused() -> None:
+    net, params, stats = traced()
+    small = jaxprune.shrink(net, params, halved(net), also=stats)
+    with pytest.raises(ValueError, match=r"`tree` must hold nothing of '.*' in a form of its own"):
+        small.cut(optax.sm3(0.1).init(params))
+    with pytest.raises(ValueError, match="begin such an optimizer anew, by `init` of the cut"):
+        small.restore(optax.sm3(0.1).init(small.params))
 
 
 def test_a_plan_is_json_and_makes_the_small_function_again() -> None:

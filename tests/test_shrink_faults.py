@@ -60,11 +60,22 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "elu by hand": lambda h, v: jnp.where(h > 0, h, jnp.exp(h) - 1) @ v,
     "logarithm where there is one": lambda h, v: jnp.where(h > 0, jnp.log(h), 0.0) @ v,
     "sigmoid around 0": lambda h, v: (jax.nn.sigmoid(h) - 0.5) @ v,
+    "row by row": lambda h, v: jnp.zeros_like(h).at[2].set(h[1]).at[0].add(h[2]) @ v,
+    "rows of a number of one's own": lambda h, v: h.at[2].set(1.0) @ v,
+    "rows by segment": lambda h, v: (
+        jax.ops.segment_sum(h[jnp.array([0, 1, 1, 3])], jnp.array([0, 0, 2, 1]), 3) @ v
+    ),
+    "rows multiplied": lambda h, v: h.at[jnp.array([1, 1])].multiply(h[:2]) @ v,
+    "one column": lambda h, v: h.at[:, 3].set(2.0) @ v,
+    "columns where": lambda h, v: h.at[:, jnp.array([5, 2])].add(h[:, :2]) @ v,
     "whole": lambda h, v: jax.nn.relu(h) @ v,
 }  # fmt: skip
 
 
-EXACT = ("elu by hand", "logarithm where there is one", "sigmoid around 0", "whole")
+EXACT = (
+    *("row by row", "rows by segment", "rows multiplied"),
+    *("elu by hand", "logarithm where there is one", "sigmoid around 0", "whole"),
+)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

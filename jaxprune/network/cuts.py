@@ -166,6 +166,11 @@ def _owners(shapes: Mapping[str, Any]) -> Callable[[str, Any], str | None]:
         if near and len(x.shape) and x.size > 1:
             expected = f"have the shape {fits[near[0]].shape} at '{path}'"
             raise ValueError(wrong("tree", expected, tuple(x.shape)))
+        below = [name for name in plain if name and f"/{name}/" in f"/{path}"]
+        if below and x.size > 1:
+            expected = f"hold nothing of '{below[0]}' in a form of its own"
+            hint = "begin such an optimizer anew, by `init` of the cut params"
+            raise ValueError(wrong("tree", expected, f"{x.shape} at '{path}'", hint))
         return None
 
     return owner

@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxprune.network.ids import FIXED
 from jaxprune.network.shapes import moved
-from jaxprune.network.small import Keeps, Small, bound, sizes, small, taken
+from jaxprune.network.small import Keeps, Small, bound, cut, sizes, small, taken
 from jaxprune.network.values import (
     NUMBER,
     ZERO,
@@ -19,8 +19,9 @@ from jaxprune.network.values import (
     fixed_value,
     leaves_of,
     made_of,
+    sums_of,
 )
-from jaxprune.network.walk import Equation, Walk, rule
+from jaxprune.network.walk import Equation, Walk, rule, unknown
 
 
 def _part(walk: Walk, axis: Axis, index: slice, equation: Equation) -> Axis:
@@ -257,6 +258,47 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         walk.used(each, "placed")
     walk.ended(*both)
     return [Value(tuple(axes))]
+
+
+_SCATTERS = ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max")
+
+
+@rule(*_SCATTERS)
+def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
+    """What is put, or added, at places along some axes; others are those of both."""
+    if made_of(inputs) == frozenset():  # numbers alone are run whole, and then cut
+        return unknown(walk, equation, inputs)
+    value, index, update = inputs
+    numbers = equation.params["dimension_numbers"]
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    left = [k for k in range(len(value.axes)) if k not in gone]
+    axes = [fixed_axis(axis.size) for axis in value.axes]
+    whole: set[int] = set()
+    for place, k in zip(numbers.update_window_dims, left, strict=True):
+        ours, theirs = value.axes[k], update.axes[place]
+        if ours.size == theirs.size:
+            whole.add(place)
+            walk.tie(ours, theirs, equation)
+            states = common(np.stack([value.masked(k), update.masked(place)]))
+            axes[k] = Axis(ours.ids, states if equation.name == "scatter" else sums_of(states))
+        else:
+            walk.pin(ours, equation)
+    for k in gone:
+        walk.pin(value.axes[k], equation)
+    for axis in [*index.axes, *(a for k, a in enumerate(update.axes) if k not in whole)]:
+        walk.pin(axis, equation)
+    for each in (value, update):
+        walk.used(each, "placed")
+    walk.ended(*inputs)
+    return [Value(tuple(axes))]
+
+
+@small(*_SCATTERS)
+def _(
+    run: Small, equation: Equation, args: list[Any], ins: list[Keeps], outs: list[Keeps]
+) -> list[Any]:
+    still = [out if own.all() else out[out] for own, out in zip(ins[0], outs[0], strict=True)]
+    return [cut(x, still) for x in bound(equation, args)]
 
 
 @rule("sort")

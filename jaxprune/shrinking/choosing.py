@@ -17,7 +17,7 @@ from jaxprune.network.groups import by_root, groups_of
 from jaxprune.network.program import ALSO, all_arrays, program_of, shape_of, walked
 from jaxprune.network.traced import pin_outputs
 from jaxprune.network.values import NUMBER, ZERO
-from jaxprune.numbers import checked_share, decimal
+from jaxprune.numbers import checked_share, decimal, is_traced
 from jaxprune.types import one_of, wrong
 from jaxprune.units.channels import pool
 
@@ -102,8 +102,8 @@ def select_units(
       ``{name: bool[size]}``, True is kept.
 
     Raises:
-      ValueError: if the density is not in (0, 1], or ``round_to`` or ``min_keep`` are larger than a
-        group.
+      ValueError: if the density is not in (0, 1], a score is NaN, or ``round_to`` or ``min_keep``
+        are larger than a group.
 
     Examples:
       >>> import jax.numpy as jnp, jaxprune
@@ -123,6 +123,9 @@ def select_units(
     sizes = {name: int(np.size(score)) for name, score in scores.items()}
     steps = steps_of(round_to, sizes, min_keep)
     flat = {name: jnp.asarray(score, jnp.float32) for name, score in scores.items()}
+    for name, score in flat.items():
+        if not is_traced(score) and bool(jnp.any(jnp.isnan(score))):
+            raise ValueError(wrong(f"scores['{name}']", "have no NaN", "NaN"))
     fair = {n: score / jnp.maximum(jnp.mean(score), _LEAST) for n, score in flat.items()}
     if cost is not None:
         wanted = _within(cost, fair, steps, min_keep, float(share))
