@@ -15,7 +15,11 @@ from jaxprune.checks import verify as verify
 from jaxprune.files import load_plan as load_plan
 from jaxprune.files import load_sparse as load_sparse
 from jaxprune.files import save_sparse as save_sparse
+from jaxprune.latency import load_cost as load_cost
+from jaxprune.latency import measure_latency as measure_latency
+from jaxprune.latency import save_cost as save_cost
 from jaxprune.methods.acdc import acdc as acdc
+from jaxprune.methods.filter_attention import filter_attention as filter_attention
 from jaxprune.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
 from jaxprune.methods.granet import granet as granet
 from jaxprune.methods.layer_attention import layer_attention as layer_attention
@@ -25,6 +29,7 @@ from jaxprune.methods.n_of_m import n_of_m as n_of_m
 from jaxprune.methods.prune_and_grow import prune_and_grow as prune_and_grow
 from jaxprune.methods.prune_once import prune_once as prune_once
 from jaxprune.methods.rigl import rigl as rigl
+from jaxprune.methods.slimming import slimming as slimming
 from jaxprune.methods.snip import snip as snip
 from jaxprune.methods.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.methods.sparse_evolution import sparse_evolution as sparse_evolution
@@ -92,6 +97,7 @@ __all__ = [
     "describe",
     "distributions",
     "eval_params",
+    "filter_attention",
     "flops",
     "get_learned",
     "get_masks",
@@ -99,11 +105,13 @@ __all__ = [
     "granet",
     "keep",
     "layer_attention",
+    "load_cost",
     "load_plan",
     "load_sparse",
     "magnitude_attention",
     "masks",
     "masks_by_path",
+    "measure_latency",
     "method",
     "metrics",
     "movement",
@@ -121,6 +129,7 @@ __all__ = [
     "register_rule",
     "removable_units",
     "rigl",
+    "save_cost",
     "save_sparse",
     "schedules",
     "scores",
@@ -128,6 +137,7 @@ __all__ = [
     "select_units",
     "shrink",
     "shrunk_from_plan",
+    "slimming",
     "snip",
     "soft_threshold",
     "sparse_evolution",

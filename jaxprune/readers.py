@@ -146,7 +146,9 @@ def phase_of(opt_state: Any) -> Phase:
 
 
 def sees_dense(opt_state: Any) -> jax.Array:
-    """Whether the coming forward pass sees more than the masks keep, as where a method explores.
+    """Whether the coming forward pass sees another network than the masks keep: one to explore.
+
+    It sees more, or scores that are learned while the weights stand still.
 
     What it computes is not the network one would ship: statistics of batch norm should then be left
     as they are, and `active_params` is what to evaluate. The first pass is that of params as they
@@ -177,9 +179,11 @@ def sees_dense(opt_state: Any) -> jax.Array:
     more = jnp.zeros((), bool)
     for state in states_of(opt_state):
         s = probed(state)
-        seen = shown(state.prune_spec.parts, s)
+        seen, learner = shown(state.prune_spec.parts, s), state.prune_spec.parts.learner
         for path, kept in s.support.items():
             more |= jnp.any(seen[path] & ~kept)
+        if learner is not None and learner.alternate is not None:
+            more |= ~learner.alternate(s.step)[0]
     return more
 
 

@@ -61,7 +61,10 @@ def active_params(params: Any, opt_state: Any) -> Any:
       [[3. 0.]
        [0. 3.]]
     """
-    return project(view_params(params, opt_state), opt_state)
+    weights, states = weights_and_states(params, opt_state)
+    for state in states:
+        weights |= seen_by(state, weights, shipped=True)
+    return project(trees.from_paths(params, weights), opt_state)
 
 
 def project(tree: Any, opt_state: Any) -> Any:

@@ -134,9 +134,16 @@ def shown(parts: Parts, s: Signals) -> dict[str, jax.Array]:
     return {path: seen[path] != 0 for path in ones}
 
 
-def seen_by(state: PruneState, weights: Leaves) -> dict[str, jax.Array]:
-    """What the view makes of the leaves it changes, in the types of the params."""
-    seen = state.prune_spec.parts.view.apply(signals_of(state, weights))
+def seen_by(state: PruneState, weights: Leaves, shipped: bool = False) -> dict[str, jax.Array]:
+    """What the view makes of the leaves it changes, in the types of the params.
+
+    Args:
+      state: the state, unboxed.
+      weights: the params by path.
+      shipped: whether it is the network one would ship, where the loss sees another one.
+    """
+    view = state.prune_spec.parts.view
+    seen = (view.ship if shipped and view.ship else view.apply)(signals_of(state, weights))
     return {path: leaf.astype(weights[path].dtype) for path, leaf in seen.items()}
 
 

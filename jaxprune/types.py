@@ -169,6 +169,9 @@ class View(NamedTuple):
         the seen values back on kept entries; None where seen and dense weights are equal there.
       settle: (Signals after a change, entries just grown) -> {path: dense}: what dense weights
         become when masks change, where there is a copy of them. None leaves them as they are.
+      ship: Signals -> {path: seen} of the network one would ship where the loss sees another one
+        for a time, for the leaves that `apply` changes; masks are applied to it, too. None means
+        what `apply` gives.
       decay_on: Signals -> {path: weights} that the inner optimizer gets as params in place of the
         dense ones, so that its weight decay acts on them; None means the dense weights. Optimizers
         that measure from the params they get (schedule-free ones, MADGRAD) then go wrong.
@@ -180,6 +183,7 @@ class View(NamedTuple):
     inverse: Callable[[Signals], Leaves] | None = None
     settle: Callable[[Signals, Leaves], Leaves] | None = None
     decay_on: Callable[[Signals], Leaves] | None = None
+    ship: Callable[[Signals], Leaves] | None = None
 
 
 class Memory(NamedTuple):

@@ -12,6 +12,7 @@ import jaxprune
 from jaxprune import keep, trees
 from jaxprune.distributions import Budget
 from jaxprune.schedules import constant
+from jaxprune.types import Signals
 from jaxprune.units import Entries
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -84,7 +85,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="`unit` must be"):
         net.cost("ms")
     with pytest.raises(ValueError, match="`channels` must have a cost"):
-        s = jaxprune.types.Signals(np.int32(1), {}, {"w": np.ones(2, bool)}, units=Entries())
+        s = Signals(np.int32(1), {}, {"w": np.ones(2, bool)}, units=Entries())
         keep.cheapest(Budget(constant(0.5)))({}, s, {})
     with pytest.raises(ValueError, match="`masks` must name groups of channels of the cost"):
         net.cost()({"other": np.ones(3, bool)})

@@ -50,6 +50,17 @@ METHODS: dict[str, Any] = {
         inner(), sparsity=0.5, stop=6, measure_steps=1, improve_steps=1, explore_steps=1,
         distribution="uniform", channels=c, reactivate_from="init",
     ),
+    "prune_and_grow, after a warm-up": lambda c: jaxprune.prune_and_grow(
+        inner(), sparsity=0.5, stop=6, measure_steps=1, improve_steps=1, explore_steps=1, warmup=2,
+        distribution="uniform", channels=c, importance="taylor",
+    ),
+    "slimming": lambda c: jaxprune.slimming(
+        inner(), sparsity=0.5, ramp=(0, 4), every=2, channels=c, distribution="uniform",
+    ),
+    "filter_attention": lambda c: jaxprune.filter_attention(
+        inner(), sparsity=0.5, begin=1, attention_steps=2, channels=c, scope="layer",
+        learner=optax.adam(0.03),
+    ),
 }  # fmt: skip
 
 

@@ -48,6 +48,7 @@ FLOORS = {
     "jaxprune.stages": 10,
     "jaxprune.files": 10,
     "jaxprune.flops": 10,
+    "jaxprune.latency": 10,
     "jaxprune.methods": 10,
     "jaxprune.methods.common": 5,
     "jaxprune.report": 11,

@@ -46,6 +46,10 @@ class largest:
         counts, units = self._counts(scores, s), units_of(s)
         joint = any(len(sites) > 1 for sites in counts)
         least = self.budget.least(s) if joint and isinstance(self.budget, Budget) else {}
+        if isinstance(units, Channels) and units.min_keep:
+            fewest = units.min_keep
+            counts = {x: jnp.maximum(n, fewest) if len(x) == 1 else n for x, n in counts.items()}
+            least = {x: max(least.get(x, 0), fewest) for y in counts if len(y) > 1 for x in y}
         found = _highest(scores, kept, counts, least)
         if isinstance(units, Channels) and units.rounds and self._final:
             # Of channels that are ranked together nobody knows before how many each group keeps.

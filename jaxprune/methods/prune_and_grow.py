@@ -33,6 +33,7 @@ def prune_and_grow(
     measure_steps: int = 150,
     improve_steps: int = 150,
     explore_steps: int = 150,
+    warmup: int = 0,
     swap_fraction: float | Schedule | tuple[float, float] = (0.3, 0.05),
     importance: Literal["magnitude", "taylor"] | Score = "magnitude",
     ranking: Literal["leaf", "global"] = "leaf",
@@ -76,6 +77,9 @@ def prune_and_grow(
       measure_steps: length of stage 1, at least 1.
       improve_steps: length of stage 3; 0 leaves it out.
       explore_steps: length of stage 4; with 0 what grows has had no training of its own.
+      warmup: updates of the dense network before all that; the most important then stay, and there
+        is no ``start``. For channels a tenth of training is a good choice: a random start
+        loses to a random narrow network.
       swap_fraction: omega: (in the first cycle, in the last), geometric in between; or a number, or
         a schedule n -> omega.
       importance: "magnitude" ``|w|``; "taylor", the mean of ``|w g|`` over stage 1 for K and over
@@ -85,7 +89,7 @@ def prune_and_grow(
         them.
       reactivate_from: what P starts exploring from. "recent": the value that each weight had last,
         0 if it was never kept or explored; "init": the same, but at first the initial weights;
-        "zero": always 0.
+        "zero": always 0. A channel that is 0 has no gradient: channels need "init", or a warm-up.
       grow_from: what grown weights start from: the value that exploring gave them, or "zero".
       freeze_kept: whether K stands still while P explores.
       freeze_rest: whether everything else stands still then too: biases, norms, unpruned leaves.
@@ -104,7 +108,7 @@ def prune_and_grow(
       channels: what ``network.channels(...)`` returned, or ``{name: Group}``: whole channels are
         pruned, in place of ``where``.
       start: first masks, by path, or a function of the first update's `Signals`; "magnitude" takes
-        the largest weights of a trained network; by default chance decides.
+        the largest weights of a trained network; by default chance decides, or the warm-up.
       output_axis: the axes that count a leaf's outputs, where its name says it wrongly or not at
         all: an integer, a tuple, or ``{pattern: either}``.
       seed: of the first masks.
@@ -149,13 +153,11 @@ def prune_and_grow(
     if inner is None:
         hint = "it freezes weights, and needs their gradients"
         raise ValueError(wrong("inner", "be an optimizer, not stand last in a chain", None, hint))
-    course = cycles(
-        ("measure", step_number("measure_steps", measure_steps, 1)),
-        ("improve", step_number("improve_steps", improve_steps, 0)),
-        ("explore", step_number("explore_steps", explore_steps, 0)),
-        stop=step_number("stop", stop, 1),
-        then="train",
-    )
+    if channels is not None:
+        _check_alive(reactivate_from, warmup)
+    if warmup and start is not None:
+        raise ValueError(wrong("start", "be None beside a warm-up, which chooses", start))
+    course = _course(measure_steps, improve_steps, explore_steps, stop, warmup)
     swap = _swap(swap_fraction, course)
     score, memory = _importance(importance, course)
     if n_of_m is None:
@@ -177,6 +179,8 @@ def prune_and_grow(
     if isinstance(start, str):
         one_of("start", start, ("magnitude",))
         first, start = [MaskUpdate(once(1), scores.magnitude, kept, KEPT)], None
+    elif warmup:
+        first = [MaskUpdate(course.at_end_of("warmup"), score, kept, KEPT)]
     elif start is None:
         start = AtRandom(kept)
     return prune(
@@ -193,6 +197,25 @@ def prune_and_grow(
         phases=course,
         seed=seed,
     )
+
+
+def _course(measure: int, improve: int, explore: int, stop: int, warmup: int) -> Cycles:
+    return cycles(
+        ("measure", step_number("measure_steps", measure, 1)),
+        ("improve", step_number("improve_steps", improve, 0)),
+        ("explore", step_number("explore_steps", explore, 0)),
+        stop=step_number("stop", stop, 1),
+        then="train",
+        first=("warmup", warmup) if step_number("warmup", warmup, 0) else None,
+    )
+
+
+def _check_alive(reactivate_from: str, warmup: int) -> None:
+    """Refuses channels that would be explored from 0."""
+    if reactivate_from == "zero" or (reactivate_from == "recent" and not warmup):
+        expected = 'be "init", or "recent" after a warm-up, beside `channels`'
+        hint = "a channel that is 0 all over has no gradient"
+        raise ValueError(wrong("reactivate_from", expected, reactivate_from, hint))
 
 
 class _Geometric(NamedTuple):
@@ -260,11 +283,14 @@ def _importance(importance: Any, phases: Cycles) -> tuple[Score, Memory | None]:
     def summed(s: Signals) -> Leaves:
         """The sum over the stage, which ranks as the mean does; NaN where nothing was finite."""
         phase = phases(s.step)
-        counts = phase.named("measure") | phase.named("explore")
+        left = phase.length - phase.step
+        late = phase.named("warmup") & (left <= dict(phases.parts)["measure"])
+        counts = phase.named("measure") | phase.named("explore") | late
+        begins = (phase.step == 0) | (late & (left == dict(phases.parts)["measure"]))
         new = {}
         for site, score in s.units.pooled(scores.saliency(s)).items():
             saliency = as_array(score)
-            old = jnp.where(counts & (phase.step == 0), jnp.nan, s.memory[site])
+            old = jnp.where(counts & begins, jnp.nan, s.memory[site])
             more = jnp.where(jnp.isnan(old), 0, old) + saliency
             new[site] = jnp.where(counts & jnp.isfinite(saliency), more, old)
         return new

@@ -59,6 +59,7 @@ class Cost:
       unit: what is counted: "parameters", "FLOPs" or "seconds".
       sizes: ``{name of a group: its channels}``.
       terms: the cost of each layer.
+      about: where and how it was measured, as ``((what, which), ...)``; empty of what is counted.
 
     Examples:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -75,6 +76,7 @@ class Cost:
     unit: str
     sizes: Any
     terms: tuple[Term, ...]
+    about: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Brings sizes into a form that can be hashed."""
@@ -123,10 +125,11 @@ class Cost:
         if not parts.tables.size:
             return value
         table = parts.table[terms]
-        low = numbers.sum(widths[:, :, None] >= parts.grid[table][:, :, 1:], axis=-1)
+        grid, tables = numbers.asarray(parts.grid[table]), numbers.asarray(parts.tables)
+        low = numbers.sum(widths[:, :, None] >= grid[:, :, 1:], axis=-1)
         low = numbers.minimum(low, parts.last[table])
         places, rows = np.arange(len(terms))[:, None], np.arange(widths.shape[1])[None]
-        begins, ends = (parts.grid[table][places, rows, low + k] for k in (0, 1))
+        begins, ends = (grid[places, rows, low + k] for k in (0, 1))
         way = (widths - begins) / numbers.maximum(ends - begins, 1)
         between: Any = 0.0
         for corner in np.ndindex(*(2,) * widths.shape[1]):
@@ -134,7 +137,7 @@ class Cost:
                 numbers.where(np.array(corner, bool)[None], way, 1 - way), axis=-1
             )
             index = tuple(low[:, k] + step for k, step in enumerate(corner))
-            between += weight * parts.tables[(table, *index)]
+            between += weight * tables[(table, *index)]
         return numbers.where(parts.measured[terms], between, value)
 
     @functools.cached_property
@@ -201,32 +204,24 @@ def _tables(terms: Sequence[Term], axes: int) -> tuple[np.ndarray, ...]:
     return measured, np.array(table, int), grid, last, tables
 
 
-def cost_of(
-    leaves: Iterable[Leaf],
-    groups: Sequence[Group],
-    unit: str,
-    terms: Mapping[str, tuple[Any, ...]] | None = None,
-) -> Cost:
+def cost_of(leaves: Iterable[Leaf], groups: Sequence[Group], unit: str) -> Cost:
     """The cost of a network as a function of the widths of some groups.
 
     Args:
       leaves: of the network.
       groups: whose channels may go.
-      unit: "parameters", "FLOPs", or that of the terms.
-      terms: ``{path: (dense, grid, values)}`` of layers that were measured.
+      unit: "parameters" or "FLOPs".
     """
     sizes = {group.name: group.size for group in groups}
     found: list[Term] = []
     for leaf in leaves:
         dense = float(math.prod(leaf.shape)) if unit == "parameters" else leaf.flops
-        measured = (0.0,) if terms is None else terms.get(leaf.path, (0.0,))
-        dense = measured[0] if terms is not None else dense
         if dense:
             axes = [axis for axis in axes_of(leaf, groups) if axis]
             for parts in itertools.product(*axes):
                 share = math.prod(part for part, _ in parts)
                 widths = tuple(width for _, own in parts for width in own)
-                found.append(Term(leaf.path, dense * share, widths, *measured[1:]))
+                found.append(Term(leaf.path, dense * share, widths))
     if not found:
         raise ValueError(wrong("cost", f"find {unit} in the network", "none"))
     return Cost(unit, sizes, tuple(found))

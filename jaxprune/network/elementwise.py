@@ -126,6 +126,8 @@ def elementwise(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Val
         how = "placed" if equation.name == "select_n" else _kind(equation.name) or "other"
         for value in inputs:
             walk.used(value, how)
+    if equation.name in _ADDS:
+        _streams(walk, equation, inputs)
     axes = tuple(
         _axis(walk, equation, inputs, k, leaf=made is not None) for k in range(len(equation.shape))
     )
@@ -139,6 +141,15 @@ def elementwise(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Val
         counts=counts,
     )
     return [value] * len(equation.of.outvars)
+
+
+def _streams(walk: Walk, equation: Equation, inputs: list[Value]) -> None:
+    """Notes where outputs of several layers are added: not those of one and its statistics."""
+    data = [value for value in inputs if value.made is None and value.axes]
+    products = {value.origin and value.origin.product for value in data}
+    if len(data) > 1 and (len(products) > 1 or None in products):
+        for k, axis in enumerate(data[0].axes):
+            walk.notes.added[*equation.site, k] = axis.ids
 
 
 def _whole(equation: Equation, inputs: list[Value]) -> list[Value]:

@@ -49,6 +49,8 @@ class Group(NamedTuple):
         that follows a layer, or the kernel and the bias where none does.
       inexact: sums over these channels that see more than 0 of one that is removed, with lines.
       scales: those of the gates that multiply: the scales of norms.
+      makers: the paths and axes of the layers, or tables, whose outputs they are.
+      added: whether outputs of several layers are added in them, as in a residual stream.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Group(NamedTuple):
     gates: tuple[tuple[str, int], ...] = ()
     inexact: tuple[str, ...] = ()
     scales: tuple[tuple[str, int], ...] = ()
+    makers: tuple[tuple[str, int], ...] = ()
+    added: bool = False
 
 
 def runs_of(numbers: np.ndarray) -> Runs:
@@ -82,6 +86,7 @@ def groups_of(
     axes: Mapping[str, list[Axis]],
     leaves: Sequence[Leaf],
     inexact: Iterable[Inexact],
+    added: Iterable[np.ndarray] = (),
 ) -> list[tuple[Group, list[int]]]:
     """The groups of a network of which layers are members, and the roots of their units.
 
@@ -93,6 +98,7 @@ def groups_of(
       axes: of the leaves by path.
       leaves: what the leaves of the params are.
       inexact: sums that are not exact.
+      added: ids of axes along which outputs of several layers are added.
     """
     names = [(path, k) for path, own in axes.items() for k in range(len(own))]
     ids = [axes[path][k].ids for path, k in names]
@@ -101,6 +107,7 @@ def groups_of(
     member = np.searchsorted(begins, places, side="right") - 1
     group, unit = _grouped(closed, roots, member)
     wrong = by_root(closed, inexact)
+    streams = {root for each in added for root in np.unique(closed.units(each)[1]).tolist()}
     made = {(leaf.path, k) for leaf in leaves for k in leaf.outputs}
     summed = {(leaf.path, k) for leaf in leaves for k in leaf.contracted}
     found: list[tuple[Group, list[int]]] = []
@@ -125,8 +132,10 @@ def groups_of(
         again = sum(group.name.split("#")[0] == name for group, _ in found)
         name += f"#{again + 1}" if again else ""
         why = tuple(dict.fromkeys(each for root in own for each in wrong.get(root, ())))
-        gates, scales = _gates(leaves, members)
-        found.append((Group(name, len(own), tuple(members), gates, why, scales), own))
+        gated = _gates(leaves, members)
+        together = any(root in streams for root in own)
+        group_of = Group(name, len(own), tuple(members), inexact=why, added=together, **gated)
+        found.append((group_of, own))
     return found
 
 
@@ -160,19 +169,22 @@ def by_root(closed: Closed, inexact: Iterable[Inexact]) -> dict[int, list[str]]:
 Along = tuple[tuple[str, int], ...]
 
 
-def _gates(leaves: Iterable[Leaf], members: Iterable[Member]) -> tuple[Along, Along]:
-    """By what the channels of a group can be shut, and which of it multiplies."""
+def _gates(leaves: Iterable[Leaf], members: Iterable[Member]) -> dict[str, Along]:
+    """Which layers make the channels of a group; by what they are shut; which of it multiplies."""
     axes: dict[str, list[int]] = defaultdict(list)
     for each in members:
         axes[each.path].append(each.axis)
     gates: list[tuple[str, int]] = []
     scales: list[tuple[str, int]] = []
+    makers: list[tuple[str, int]] = []
     for leaf in leaves:
         table = leaf.use == "table" and not leaf.outputs
         makes = [k for k in axes[leaf.path] if table or k in leaf.outputs]
+        makers += [(leaf.path, k) for k in makes]
         if makes and not leaf.norm:
             gates += [(leaf.path, k) for k in makes]
         if makes:
             gates += [(p, k) for p in leaf.norm or leaf.biases for k in axes[p]]
             scales += [(p, k) for p in leaf.norm[:1] for k in axes[p]]
-    return tuple(dict.fromkeys(gates)), tuple(dict.fromkeys(scales))
+    found = {"gates": gates, "scales": scales, "makers": makers}
+    return {name: tuple(dict.fromkeys(each)) for name, each in found.items()}

@@ -78,6 +78,7 @@ class Network:
         round_to: int | Mapping[str, int] = 8,
         min_keep: int = 1,
         where: trees.Where | None = None,
+        residual: str = "tied",
         inexact: str = "pin",
         score: Any = "l2",
         cost: str | Cost | None = None,
@@ -90,6 +91,8 @@ class Network:
           min_keep: channels that every group keeps.
           where: which groups: a regex, searched in their names and in the paths of their members,
             several, or ``(name, group) -> bool``; all by default.
+          residual: "tied" prunes residual streams too, whose channels all layers that write to them
+            share; "internal" leaves out the groups in which outputs of several layers are added.
           inexact: "pin" leaves out groups over which the network sums something that is not 0 once
             a channel is removed; "allow" prunes them too.
           score: what a channel is worth where a method ranks magnitudes: "l1" or "l2" of all that
@@ -109,6 +112,9 @@ class Network:
             than ``round_to`` or ``min_keep``.
         """
         groups = self.removable(inexact)
+        one_of("residual", residual, ("tied", "internal"))
+        if residual == "internal":
+            groups = tuple(group for group in groups if not group.added)
         if not callable(score):
             one_of("score", score, ("l1", "l2", "scale", "taylor"))
         found = choice_of(groups, round_to, min_keep, where, score)
@@ -301,7 +307,8 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, also: Any = None) -> 
     pin_outputs(walk, outputs)
     closed = walk.ids.closed()
     found = leaves_of(walk.notes, closed, axes, leaves)
-    groups = groups_of(closed, axes, found, walk.notes.inexact.values())
+    notes = walk.notes
+    groups = groups_of(closed, axes, found, notes.inexact.values(), notes.added.values())
     unknown = tuple(dict.fromkeys(walk.notes.unknown.values()))
     source = Source(fn, _shapes(params), None if also is None else _shapes(also), _shapes(args))
     plain = tuple((path, tuple(x.shape)) for path, x in shapes.items())

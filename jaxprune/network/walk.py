@@ -115,6 +115,7 @@ class Notes(NamedTuple):
       uses: how each leaf is used.
       inexact: sums that are not exact.
       unknown: primitives without a rule that met an axis which could be cut.
+      added: ids of the axes along which outputs of several layers are added, as to a skip.
     """
 
     products: dict[Site, Product]
@@ -122,6 +123,7 @@ class Notes(NamedTuple):
     uses: dict[str, set[str]]
     inexact: dict[Site, Inexact]
     unknown: dict[Site, str]
+    added: dict[Site, np.ndarray]
 
     def copied(self) -> "Notes":
         """A copy, to which a loop returns after a round that was not the last."""
@@ -131,6 +133,7 @@ class Notes(NamedTuple):
             {path: set(uses) for path, uses in self.uses.items()},
             dict(self.inexact),
             dict(self.unknown),
+            dict(self.added),
         )
 
 
@@ -142,9 +145,10 @@ class Walk:
         self.ids = Ids()
         self.sizes: dict[str, int] = {}
         """The sizes of leaves."""
-        self.notes = Notes({}, {}, {}, {}, {})
+        self.notes = Notes({}, {}, {}, {}, {}, {})
         self.labels: dict[Site, tuple[list[Value], list[Value]]] = {}
         """What goes into each equation and what comes out of it, in the last round of a loop."""
+        self.equations: dict[Site, Equation] = {}
 
     # --------------------------------------------------------------------------- for the rules
 
@@ -219,7 +223,7 @@ class Walk:
             equation = Equation(of, (*site, place), times, outside)
             given = [*map(read, of.invars)]
             found = RULES.get(equation.name, unknown)(self, equation, given)
-            self.labels[equation.site] = given, found
+            self.labels[equation.site], self.equations[equation.site] = (given, found), equation
             for variable, value in zip(of.outvars, found, strict=True):
                 assert value.shape == tuple(variable.aval.shape), (equation.why(), value.shape)
                 values[variable] = value

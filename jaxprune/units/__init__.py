@@ -83,6 +83,9 @@ def units_for(
         if value is not None:
             expected = "be None beside `channels`, which name their leaves"
             raise ValueError(wrong(name, expected, value))
+    if isinstance(channels, Network):
+        hint = "with its `round_to`, `where` and `cost`, if you like"
+        raise ValueError(wrong("channels", "be network.channels(...)", "a network", hint))
     if isinstance(channels, ChannelChoice):
         groups = {group.name: group for group in channels.groups}
         return Channels(groups, channels.steps, channels.min_keep, channels.score, channels.cost)

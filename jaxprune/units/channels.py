@@ -112,9 +112,8 @@ class Channels:
         found: dict[str, Any] = {}
         for name in self.own(masks):
             for member in self.groups[name].members:
-                shape = [1] * len(leaves[member.path].shape)
-                shape[member.axis] = -1
-                part = _spread(masks[name], member.units()).reshape(shape)
+                ndim = len(leaves[member.path].shape)
+                part = _spread(masks[name], member.units(), member.axis, ndim)
                 before = found.get(member.path)
                 found[member.path] = part if before is None else before & part
         return {path: found[path] for path in leaves if path in found}
@@ -163,6 +162,17 @@ class Channels:
         for name, group in self.groups.items():
             gates = [each for each in group.members if (each.path, each.axis) in group.gates]
             found[name] = pool(gates or group.members, group.size, entries)
+        return found
+
+    def gated(self, leaves: Leaves, factors: Leaves) -> dict[str, jax.Array]:
+        """The leaves that are gates, times the factor of each channel, which is ``[size]``."""
+        found: dict[str, Any] = {}
+        for name, group in self.groups.items():
+            for each in group.members:
+                if (each.path, each.axis) in group.gates:
+                    leaf: Any = found.get(each.path, leaves[each.path])
+                    factor = factors[name].astype(leaf.dtype)
+                    found[each.path] = leaf * _spread(factor, each.units(), each.axis, leaf.ndim)
         return found
 
     def rounded(self, site: str, count: Any) -> Any:
@@ -235,11 +245,11 @@ def _scored(group: TracedGroup, scores: Leaves) -> jax.Array:
     return pool(members, group.size, scores.__getitem__)
 
 
-def _spread(mask: jax.Array, units: np.ndarray) -> jax.Array:
-    """Which indices of a member stay."""
-    if _is_plain(units, mask.shape[0]):
-        return mask
-    return jnp.where(units == NOBODY, True, mask[np.maximum(units, 0)])
+def _spread(each: jax.Array, units: np.ndarray, along: int, ndim: int) -> jax.Array:
+    """What each channel has at a member's indices, along its axis; 1 where it is of no channel."""
+    if not _is_plain(units, each.shape[0]):
+        each = jnp.where(units == NOBODY, jnp.ones((), each.dtype), each[np.maximum(units, 0)])
+    return each.reshape([-1 if axis == along else 1 for axis in range(ndim)])
 
 
 def _is_plain(units: np.ndarray, size: int) -> bool:
