@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 import jaxprune
-from experiments import data, models, optimizers, states, training
+from experiments import channels, data, models, optimizers, states, training
 from experiments.configs import common
 from experiments.configs.common import Arm
 from jaxprune import trees
@@ -69,7 +70,33 @@ class Experiment:
         config: Any = ConfigDict(self.recipe.to_dict())
         target = {"sparsity": sparsity} if sparsity else {}
         config.method = common.method(arm.method, **arm.values, **target)
+        if config.channels:
+            config.channels.update(arm.channels)
         return config
+
+    def optimizer(self, config: Any) -> optax.GradientTransformation:
+        """The optimizer of a config, inside its method.
+
+        Args:
+          config: what `config` returned.
+
+        Returns:
+          The transformation.
+        """
+        return optimizers.build(config, self.choice(config))
+
+    def choice(self, config: Any) -> Any:
+        """The channels that a config prunes; None where it prunes weights, or nothing.
+
+        Args:
+          config: what `config` returned.
+
+        Returns:
+          What methods take as ``channels``.
+        """
+        if config.method.name == "dense":
+            return None
+        return channels.choice(config, self.model, self.train.images.shape[1:])
 
     def masks(self, arm: Arm, sparsity: float) -> Changes:
         """Trains once, from seed 0, and takes the masks whenever they have changed.
@@ -91,8 +118,8 @@ class Experiment:
                 found.append((step, mask))
 
         config = self.config(arm, sparsity)
-        state = training.create(self.model, optimizers.build(config), self.train, seed=0)
-        self._trained(_with_random_masks(state, config), config, watch)
+        state = training.create(self.model, self.optimizer(config), self.train, seed=0)
+        self._trained(self._with_random_masks(state, config), config, watch)
         return found
 
     def runs(
@@ -112,35 +139,51 @@ class Experiment:
         config = self.config(arm, _sparsity_of(finished, arm, sparsity))
         longer = _steps_at_equal_flops(finished, arm, sparsity)
         config.steps = round(longer * self.recipe.steps)
-        tx = optimizers.build(config)
+        tx, choice = self.optimizer(config), self.choice(config)
         if arm.layers_of:  # all kept, and masks of each seed below
-            params = training.create(self.model, tx, self.train, 0).params
-            whole = jaxprune.masks.nonzero(jax.tree.map(np.ones_like, params))
-            tx = jaxprune.static(optimizers.inner(config), masks=whole, where=config.where or None)
+            state = training.create(self.model, tx, self.train, 0)
+            whole = jax.tree.map(jnp.ones_like, jaxprune.get_masks(state.opt_state))
+            rule: dict[str, Any] = (
+                {"where": config.where or None} if choice is None else {"channels": choice}
+            )
+            tx = jaxprune.static(optimizers.inner(config), masks=whole, **rule)
         for seed in seeds:
             config.seed, began = seed, time.perf_counter()
             state = training.create(self.model, tx, self.train, seed)
-            expected = jaxprune.plan(tx, state.params).kept if sparsity else None
+            counted = sparsity and choice is None
+            expected = jaxprune.plan(tx, state.params).kept if counted else None
             if arm.layers_of:
                 layers = _layers(finished, arm, sparsity, seed)
-                expected = sum(kept for kept, _ in layers.values())
+                expected = sum(kept for kept, _ in layers.values()) if counted else None
                 state = _with_shuffled_masks(state, layers, seed)
             else:
-                state = _with_random_masks(state, config)
+                state = self._with_random_masks(state, config)
             state, curve = self._trained(state, config)
             result = training.result(state, self.test, config)
             if expected is not None:
                 _check_count(result, expected, states.sparsity(state.opt_state))
+            if choice is not None:
+                result |= channels.of_cut(self.model, state, self.test)[0]
             result["training_flops"] *= longer  # of a dense run as long as the recipe
             yield result | {
                 "method": arm.name,
                 "arm": told(arm),
                 "target": sparsity,
-                "learns_sparsity": bool(sparsity) and expected is None,
+                "learns_sparsity": bool(sparsity) and choice is None and expected is None,
                 "seconds": round(time.perf_counter() - began, 2),
                 "curve": curve,
                 "dense_phases": states.dense_phases(state.opt_state, config.steps),
             }
+
+    def _with_random_masks(self, state: training.State, config: Any) -> training.State:
+        """Random masks of the run's own seed: they are part of the state: nothing recompiles."""
+        if "seed" not in config.method:
+            return state
+        seeded: Any = ConfigDict(config.to_dict())
+        seeded.method.seed = config.seed
+        drawn = self.optimizer(seeded).init(state.params)
+        own = {name: optax.tree.get(drawn, name) for name in ("prune_key", "prune_mask")}
+        return state.replace(opt_state=optax.tree.set(state.opt_state, **own))
 
     def _trained(
         self, state: training.State, config: Any, watch: Callable[[int, Any], None] | None = None
@@ -163,17 +206,6 @@ class Experiment:
                 curve.append({"step": step, **row})
                 window = []
         return state, curve
-
-
-def _with_random_masks(state: training.State, config: Any) -> training.State:
-    """Random masks of the run's own seed: they are part of the state, so nothing recompiles."""
-    if "seed" not in config.method:
-        return state
-    seeded: Any = ConfigDict(config.to_dict())
-    seeded.method.seed = config.seed
-    drawn = optimizers.build(seeded).init(state.params)
-    own = {name: optax.tree.get(drawn, name) for name in ("prune_key", "prune_mask")}
-    return state.replace(opt_state=optax.tree.set(state.opt_state, **own))
 
 
 def _with_shuffled_masks(

@@ -3,45 +3,24 @@
 python -m experiments.demo_channels
 """
 
+import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import app, flags, logging
-from jax import export
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxprune
-from experiments import data, models, training
+from experiments import channels, data, models, training
 from experiments.configs import common
 
-BATCH = 100
-"""Images of which a forward pass is timed."""
-
-RELOAD = """
-import json, sys
-import numpy as np
-from jax import export
-file, images, labels = sys.argv[1:]
-with open(file, "rb") as opened:
-    network = export.deserialize(bytearray(opened.read()))
-images, labels = np.load(images), np.load(labels)
-right = 0
-for begin in range(0, len(labels), 500):
-    logits = network.call(images[begin : begin + 500].astype("float32") / 127.5 - 1)
-    right += int((np.asarray(logits).argmax(-1) == labels[begin : begin + 500]).sum())
-print(json.dumps(right / len(labels)))
-"""
-"""What a fresh process runs: it knows neither this library nor the network."""
+BATCH = channels.TIMED_BATCH
 
 
 def demo(workdir: pathlib.Path, steps: int | None = None) -> dict[str, dict[str, float]]:
@@ -63,16 +42,9 @@ def demo(workdir: pathlib.Path, steps: int | None = None) -> dict[str, dict[str,
     train, test = (data.load(config.data, split) for split in ("train", "test"))
     model = models.GlyphResNet(classes=train.classes)
 
-    def fn(params: Any, stats: Any, images: jax.Array) -> Any:
-        return model.apply({"params": params, "batch_stats": stats}, images, train=False)
-
-    def training_fn(params: Any, stats: Any, images: jax.Array) -> Any:
-        variables = {"params": params, "batch_stats": stats}
-        return model.apply(variables, images, train=True, mutable=["batch_stats"])
-
     dense = training.create(model, optimizer(updates), train, seed=0)
     images = jnp.zeros((BATCH, *train.images.shape[1:]), jnp.float32)
-    net = jaxprune.trace(fn, dense.params, images, also=dense.batch_stats)
+    net = channels.traced(model, images.shape[1:])
     print(net)
     dense = fitted(dense, train, updates, "dense")
 
@@ -88,12 +60,13 @@ def demo(workdir: pathlib.Path, steps: int | None = None) -> dict[str, dict[str,
     masks = jaxprune.get_masks(masked.opt_state)
     small = jaxprune.shrink(net, masked.params, masks, also=masked.batch_stats)
     jaxprune.verify_shrink(small, images)
-    cut = _small_state(small, training_fn, masked, updates // 4)
+    cut = _small_state(small, model, masked, updates // 4)
     tuned = fitted(cut, train, updates // 4, "cut, fine-tuned")
 
     networks = {"dense": dense, "masked": masked, "cut": cut, "cut, fine-tuned": tuned}
     found = {name: measured(state, test, workdir, name) for name, state in networks.items()}
-    _export(small, tuned, test, found["cut, fine-tuned"]["accuracy"], workdir)
+    final = dataclasses.replace(small, params=tuned.params, also=tuned.batch_stats)
+    channels.write(final, test, found["cut, fine-tuned"]["accuracy"], workdir)
     print("\n" + table(found))
     picture(workdir / "channels.png", found)
     (workdir / "channels.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -116,29 +89,13 @@ def fitted(state: Any, dataset: data.Dataset, steps: int, name: str) -> Any:
     return jax.block_until_ready(state)
 
 
-def _small_state(
-    small: jaxprune.Shrunk, training_fn: Callable[..., Any], masked: Any, steps: int
-) -> Any:
+def _small_state(small: jaxprune.Shrunk, model: Any, masked: Any, steps: int) -> Any:
     """The training state of the cut network, with the cut memory of the optimizer."""
-    functions = {False: small.fn, True: small.bind(training_fn)}
-
-    def apply(variables: Any, images: jax.Array, *, train: bool, mutable: Any = ()) -> Any:
-        del mutable  # the function that trains returns the new statistics
-        return functions[train](variables["params"], variables["batch_stats"], images)
-
     tx = optimizer(steps, 0.05)
     momentum: Any = small.cut(masked.opt_state.prune_inner)
     fresh: Any = tx.init(small.params)
     state = (momentum[0], (momentum[1][0], *fresh[1][1:]))  # the learning rate begins anew
-    return masked.replace(
-        apply_fn=apply,
-        params=small.params,
-        batch_stats=small.also,
-        tx=tx,
-        opt_state=state,
-        step=jnp.zeros((), jnp.int32),
-        flops=jnp.zeros((), jnp.float32),
-    )
+    return channels.small_state(small, model, masked, tx, state)
 
 
 def measured(state: Any, test: data.Dataset, workdir: pathlib.Path, name: str) -> dict[str, float]:
@@ -153,45 +110,17 @@ def measured(state: Any, test: data.Dataset, workdir: pathlib.Path, name: str) -
 
     image = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
     operations = sum(jaxprune.flops.forward_flops(one, state.params, image).values())
-    images, run, taken = jnp.zeros(shape), jax.jit(logits), []
-    for _ in range(40):
-        began = time.perf_counter()
-        jax.block_until_ready(run(state.params, state.batch_stats, images))
-        taken.append(time.perf_counter() - began)
+    images, run = jnp.zeros(shape), jax.jit(logits)
+    taken = channels.seconds({"": lambda: run(state.params, state.batch_stats, images)})[""]
     file = workdir / f"{name.replace(', ', '_')}.safetensors"
     jaxprune.save_sparse(file, {"params": state.params, "batch_stats": state.batch_stats})
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "MFLOPs an image": operations / 1e6,
-        f"ms for {BATCH} images": 1e3 * float(np.median(taken[5:])),
+        f"ms for {BATCH} images": 1e3 * taken,
         "kB of the sparse file": file.stat().st_size / 1e3,
         "accuracy": training.accuracy(state, test),
     }
-
-
-def _export(
-    small: jaxprune.Shrunk, state: Any, test: data.Dataset, accuracy: float, workdir: pathlib.Path
-) -> None:
-    """Writes the network with its weights for any batch, and measures it in a fresh process."""
-
-    def network(images: jax.Array) -> Any:
-        return small.fn(state.params, state.batch_stats, images)
-
-    height, width, colors = test.images.shape[1:]
-    shape = export.symbolic_shape(f"batch, {height}, {width}, {colors}")
-    exported = export.export(jax.jit(network))(jax.ShapeDtypeStruct(shape, jnp.float32))
-    file = workdir / "cut.jax_export"
-    file.write_bytes(exported.serialize())
-    given = []
-    for name, array in (("images", test.images), ("labels", test.labels)):
-        given.append(str(workdir / f"test_{name}.npy"))
-        np.save(given[-1], array)
-    command = [sys.executable, "-c", RELOAD, str(file), *given]
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    again = json.loads(run.stdout.splitlines()[-1])
-    if abs(again - accuracy) > 2 / len(test.labels):  # an image or two on a boundary
-        raise RuntimeError(f"the loaded network must measure {accuracy:.4f}, got {again:.4f}")
-    print(f"\nLoaded in a fresh process from {file}: test accuracy {again:.2%}.")
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, data, models, optimizers, training
+from experiments import channels, checkpoints, data, models, optimizers, training
 
 
 def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
@@ -30,7 +30,9 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
             raise ValueError(f"`workdir` must hold a checkpoint, got {str(workdir)!r} without one")
         config: Any = ConfigDict(checkpoints.saved_rules(manager)["config"])
         test = data.load(config.data, config.test_split)
-        model, tx = models.build(config.model, test.classes), optimizers.build(config)
+        model = models.build(config.model, test.classes)
+        choice = channels.choice(config, model, test.images.shape[1:], workdir)
+        tx = optimizers.build(config, choice)
         state = checkpoints.restore(manager, training.create(model, tx, test, config.seed), config)
     return training.result(state, test, config)
 

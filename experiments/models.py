@@ -85,7 +85,9 @@ class Block(nn.Module):
         y = _conv(self.width, 3, self.stride, "conv_0")(x)
         y = nn.relu(_norm("norm_0", train)(y))
         y = _norm("norm_1", train)(_conv(self.width, 3, 1, "conv_1")(y))
-        skip = x[:, :: self.stride, :: self.stride]
+        skip = x
+        for axis in (1, 2):  # not by indexing, which is a look-up where a size is symbolic
+            skip = jax.lax.slice_in_dim(skip, 0, None, self.stride, axis)
         missing = self.width - x.shape[-1]
         skip = jnp.pad(skip, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
         return nn.relu(y + skip)

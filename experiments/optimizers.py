@@ -21,25 +21,31 @@ METHODS = {
         "layer_attention",
         "soft_threshold",
         "movement",
+        "filter_attention",
+        "slimming",
     )
 }
 """Pruning methods by the name a config gives; ``dense`` is the optimizer alone."""
 
-_SHARES = ("ramp", "stop")
+_SHARES = ("ramp", "stop", "warmup", "begin")
 
 _LEARN = ("layer_attention", "soft_threshold", "movement")
-"""What learns beside the weights, by an optimizer of its own."""
+"""What learns beside the weights, by an optimizer of its own, along with them."""
+
+_LEARN_APART = ("filter_attention",)
+"""What learns while the weights stand still, by Adam."""
 
 
-def build(config: Any) -> optax.GradientTransformation:
+def build(config: Any, channels: Any = None) -> optax.GradientTransformation:
     """The optimizer of an experiment, inside its pruning method.
 
     Args:
       config: the experiment. ``config.method`` holds the ``name`` of the method and its keyword
-        values; ``ramp`` and ``stop`` are shares of the training
+        values; ``ramp``, ``stop``, ``warmup`` and ``begin`` are shares of the training
         there, not updates, so that a shorter run is the same recipe. Periods are in updates.
         ``learner_rate`` is the highest learning rate of what is learned beside the weights, by SGD
-        with momentum 0.9 on the weights' own schedule.
+        with momentum 0.9 on the weights' own schedule; or that of Adam, where it is learned apart.
+      channels: what `channels.choice` returned; None prunes weights.
 
     Returns:
       A gradient transformation.
@@ -64,7 +70,10 @@ def build(config: Any) -> optax.GradientTransformation:
     method = _of(METHODS, name, "method.name")
     if name in _LEARN:
         options["learner"] = _learner(config, options.pop("learner_rate"))
-    return method(optimizer, where=config["where"] or None, **options)
+    if name in _LEARN_APART:
+        options["learner"] = optax.adam(options.pop("learner_rate"))
+    where = {"where": config["where"] or None} if channels is None else {"channels": channels}
+    return method(optimizer, **where, **options)
 
 
 def _learner(config: Any, peak: float) -> optax.GradientTransformation:

@@ -107,9 +107,35 @@ def of_run(workdir: pathlib.Path, config: Any, result: Mapping[str, Any], opt_st
     if states.is_pruned(opt_state):
         layers = logs.read(workdir / "layers.jsonl")
         layers_over_training(workdir / "layers.png", title, layers, rows)
+        if config["channels"]:
+            filters = trees.by_path(jaxprune.get_masks(opt_state))
+            surviving_channels(workdir / "channels.png", title, filters)
+            return
         layer, last = first_layer(opt_state)
         masks = {"after the first step": np.load(workdir / "first_mask.npy"), "at the end": last}
         masks_of_layer(workdir / "first_mask.png", f"{title}\nweights of {layer}", masks)
+
+
+def surviving_channels(path: pathlib.Path, title: str, masks: Mapping[str, Any]) -> None:
+    """Which channels of which group stay: a row a group, dark where one stays.
+
+    Args:
+      path: the file.
+      title: of the picture.
+      masks: ``{group: bool[size]}``.
+    """
+    longest = max(mask.size for mask in masks.values())
+    rows = np.full((len(masks), longest), np.nan)
+    for row, mask in zip(rows, masks.values(), strict=True):
+        row[: mask.size] = np.asarray(mask)
+    figure = Figure(figsize=(8, 1 + 0.3 * len(masks)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(rows, aspect="auto", cmap="Greys", vmin=-0.3, vmax=1, interpolation="nearest")
+    told = [f"{name}: {int(mask.sum())} of {mask.size}" for name, mask in masks.items()]
+    axes.set_yticks(range(len(masks)), told, fontsize="small")
+    axes.set_xlabel("channel")
+    axes.set_title(title, fontsize="medium")
+    _save(figure, path)
 
 
 def over_training(path: pathlib.Path, title: str, runs: Sequence[Run]) -> None:

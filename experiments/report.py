@@ -1,7 +1,7 @@
 """What the numbers of a comparison say: a table, and differences no larger than they are."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,16 @@ def _flops(rows: Sequence[Row]) -> str:
         (row["training_flops"], row["inference_flops"]) for row in rows if "training_flops" in row
     ]
     return ", ".join(f"{np.mean(shares):.3f}" for shares in zip(*found, strict=True)) or "-"
+
+
+def _left(name: str) -> Callable[[Sequence[Row]], str]:
+    """The mean share of the dense network's parameters, or time, that cut networks have."""
+
+    def told(rows: Sequence[Row]) -> str:
+        found = [row[name][0] / row[name][1] for row in rows if name in row]
+        return _spread(found, 3) if found else "-"
+
+    return told
 
 
 def _kept(rows: Sequence[Row]) -> str:
@@ -76,7 +86,10 @@ def table(rows: Sequence[Row]) -> str:
         columns["FLOPs at {} %: training, inference"] = _flops
     if any(map(_off_target, rows)):
         columns["density at {} %"] = _kept
-    percents = [f"{100 * target:g}" for target in targets]
+    if any("parameters" in row for row in rows):
+        columns["parameters left at {} %"] = _left("parameters")
+        columns["time left at {} %"] = _left("milliseconds")
+    percents = [f"{100 * target:.3g}" for target in targets]
     heads = ["final test accuracy, %", *(f"{percent} % sparse" for percent in percents), "runs"]
     heads += [head.format(percent) for head in columns for percent in percents]
     lines = [heads]

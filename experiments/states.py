@@ -100,7 +100,7 @@ def learned(opt_state: Any) -> dict[str, float]:
       nothing.
     """
     numbers = optax.tree.get(opt_state, "prune_learned") or {}
-    numbers = {path: float(x) for path, x in numbers.items() if x.size == 1}
+    numbers = {p: float(x) for p, x in numbers.items() if getattr(x, "size", 0) == 1}
     if not numbers:
         return {}
     found = {f"learned/{path}": x for path, x in numbers.items()}

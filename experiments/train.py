@@ -14,7 +14,17 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import checkpoints, data, logs, models, optimizers, plots, states, training
+from experiments import (
+    channels,
+    checkpoints,
+    data,
+    logs,
+    models,
+    optimizers,
+    plots,
+    states,
+    training,
+)
 
 
 def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -41,7 +51,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         data.load(config.data, split) for split in (config.train_split, config.test_split)
     )
     model = models.build(config.model, images.classes)
-    tx = optimizers.build(config)
+    tx = optimizers.build(config, channels.choice(config, model, images.images.shape[1:], workdir))
     fresh = training.create(model, tx, images, config.seed)
 
     with checkpoints.manager(workdir) as manager:
@@ -75,6 +85,10 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             file.close()
 
     result = training.result(state, test, config)
+    if config.channels and states.is_pruned(state.opt_state):
+        of_cut, small = channels.of_cut(model, state, test)
+        result |= of_cut
+        channels.write(small, test, result["accuracy"], workdir)
     (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     plots.of_run(workdir, config, result, state.opt_state)
     return result
@@ -85,7 +99,11 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file
     result = train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir))
-    kept = f"{result['kept']:,} of {result['total']:,} prunable weights kept"
+    what = "channels" if "parameters" in result else "prunable weights"
+    kept = f"{result['kept']:,} of {result['total']:,} {what} kept"
+    if "parameters" in result:
+        (less, whole), (taken, dense) = result["parameters"], result["milliseconds"]
+        kept += f", {less:,} of {whole:,} parameters, {taken:.1f} instead of {dense:.1f} ms"
     print(f"test accuracy {result['accuracy']:.2%}, {kept}; see {flags.FLAGS.workdir}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import networks_of_images
 import numpy as np
 import optax
 import pytest
@@ -219,6 +220,18 @@ def test_a_filter_may_have_several_indices() -> None:
     assert rows.shape == (3, 6)
     whole = np.stack([np.asarray(kernel)[:, units == k].T.ravel() for k in range(3)])
     tiny.close(rows, (whole - whole.mean()) / whole.std())
+
+
+def test_a_layer_whose_filters_are_of_two_groups_has_a_network_for_each() -> None:
+    case = networks_of_images.padded_shortcut()
+    net = jaxprune.trace(case.fn, case.params, *case.args, also=case.also)
+    given = {"sparsity": 0.5, "begin": 0, "learner": optax.sgd(1.0), "scope": "layer"}
+    tx = jaxprune.filter_attention(inner(), channels=net.channels(round_to=1), **given)
+    shapes = jax.eval_shape(tx.init, case.params)
+    (state,) = states_of(shapes)
+    twice = [path for group in net.groups for path, _ in group.makers]
+    assert len(twice) > len({*twice})
+    assert {*state.prune_learned} == {group.name for group in net.groups}
 
 
 def test_no_gradient_reaches_the_weights_through_scores() -> None:

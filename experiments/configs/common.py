@@ -38,6 +38,7 @@ METHODS = {
         "grow_from": "explored",
         "freeze_kept": True,
         "freeze_rest": False,
+        "warmup": 0.0,
     },
     "rigl": _DROP_AND_GROW,
     "sparse_evolution": _DROP_AND_GROW,
@@ -51,8 +52,23 @@ METHODS = {
     },
     "soft_threshold": {"learner_rate": 0.1, "threshold_init": -8.0, "decay": 0.001},
     "movement": {**_RAMP, "learner_rate": 1.0},
+    "filter_attention": {
+        "sparsity": 0.5,
+        "begin": 0.5,
+        "attention_steps": 50,
+        "learner_rate": 0.03,
+        "scores": "attention",
+        "scope": "layer",
+    },
+    "slimming": {
+        "sparsity": 0.5,
+        "ramp": (0.0, 0.75),
+        "every": 16,
+        "strength": 1e-4,
+        "distribution": "global",
+    },
 }
-"""The values of each method; ``ramp`` and ``stop`` are shares of
+"""The values of each method; ``ramp``, ``stop``, ``warmup`` and ``begin`` are shares of
 the training, periods are in updates. Methods that end in masks of their own choice rank over the
 whole network, and those that start sparse share ERK densities, so that a comparison shows the
 method and not the budget of layers; layer attention learns its own."""
@@ -120,6 +136,7 @@ class Arm:
       flops_of: an arm whose training FLOPs this one may spend: it trains longer, or shorter.
       layers_of: an arm whose number of weights in each layer, seed by seed, this one gets at random
         places; for ``static``.
+      channels: what differs from the recipe's choice of channels, where it has one.
     """
 
     name: str
@@ -128,6 +145,7 @@ class Arm:
     like: str = ""
     flops_of: str = ""
     layers_of: str = ""
+    channels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 RANDOM = Arm("random", "static")
@@ -226,6 +244,7 @@ def _base(chosen: ConfigDict, **values: Any) -> ConfigDict:
         "test_split": "test",
         "augment": False,
         "where": "",  # empty: the default rule of jaxprune
+        "channels": {},  # empty: weights; else what `network.channels` takes
         "method": chosen,
         "log_every": 20,
         "evaluate_every": 100,
@@ -306,6 +325,73 @@ def glyphs_resnet(name: str, **values: Any) -> ConfigDict:
         evaluate_every=320,
         checkpoint_every=320,
     )
+
+
+CHANNELS = {
+    "round_to": 4,
+    "min_keep": 4,
+    "residual": "tied",
+    "score": "l2",
+    "cost": "parameters",
+}
+"""The choice of channels: ``cost`` is what a sparsity is a share of, "" channels; or "FLOPs", or
+"latency", measured on this machine."""
+
+
+GROWING_CHANNELS = {
+    "explore_steps": 5,
+    "warmup": 0.1,
+    "swap_fraction": (0.1, 0.02),
+    "importance": "taylor",
+    "ranking": "global",
+}
+"""What prune and grow has otherwise where it grows channels."""
+
+
+def glyphs_resnet_channels(name: str, **values: Any) -> ConfigDict:
+    """The small ResNet on 16x16 glyphs, of which channels are pruned.
+
+    Args:
+      name: the method.
+      **values: values of the method.
+
+    Returns:
+      The config.
+
+    Examples:
+      >>> from experiments.configs import common
+      >>> common.glyphs_resnet_channels("filter_attention").channels.cost
+      'parameters'
+    """
+    return _of_channels(glyphs_resnet(name, **values), name)
+
+
+def glyphs_resnet20_channels(name: str, **values: Any) -> ConfigDict:
+    """ResNet-20 on 32x32 glyphs, of which channels are pruned.
+
+    Args:
+      name: the method.
+      **values: values of the method.
+
+    Returns:
+      The config.
+
+    Examples:
+      >>> from experiments.configs import common
+      >>> common.glyphs_resnet20_channels("slimming").data.size
+      32
+    """
+    config: Any = ConfigDict(glyphs_resnet(name, **values).to_dict())
+    config.data.size, config.model = 32, ConfigDict({"name": "resnet", "depth": 20})
+    return _of_channels(config, name)
+
+
+def _of_channels(config: ConfigDict, name: str) -> ConfigDict:
+    found: Any = ConfigDict(config.to_dict())
+    found.channels = ConfigDict(CHANNELS)
+    if name == "prune_and_grow":
+        found.method.update(GROWING_CHANNELS)
+    return found.lock()
 
 
 def cifar_resnet(depth: int, name: str, **values: Any) -> ConfigDict:

@@ -211,10 +211,11 @@ class _Attention(NamedTuple):
             return {name: jnp.zeros(group.size) for name, group in self.units.groups.items()}
         found: dict[str, Any] = {}
         for name, group in self.units.groups.items():
-            found[name] = {}
+            found[name], members = {}, _members(group)
             for path, axis in group.makers:
                 keys = jax.random.split(trees.path_key(s.key, f"{name} {path}[{axis}]"), 3)
-                fan = s.dense[path].size // group.size
+                own = int((members[path, axis] >= 0).sum()) // group.size  # indices of each filter
+                fan = own * s.dense[path].size // s.dense[path].shape[axis]
                 spread = 1 / np.sqrt(fan)
                 found[name][f"{path}[{axis}]"] = {
                     "query": spread * jax.random.normal(keys[0], (fan, self.width)),
@@ -231,14 +232,18 @@ class _Attention(NamedTuple):
             return {name: activated(z) for name, z in s.learned.items()}
         found = {}
         for name, group in self.units.groups.items():
-            members = {(each.path, each.axis): each.units() for each in group.members}
-            each = []
+            each, members = [], _members(group)
             for path, axis in group.makers:
                 rows = filter_rows(s.dense[path], axis, members[path, axis], group.size)
                 z = additive_attention(rows, s.learned[name][f"{path}[{axis}]"])
                 each.append(activated(z))
             found[name] = functools.reduce(jnp.maximum, each)
         return found
+
+
+def _members(group: Any) -> dict[tuple[str, int], np.ndarray]:
+    """The unit of each index of each member of a group, by path and axis."""
+    return {(each.path, each.axis): each.units() for each in group.members}
 
 
 def activated(z: jax.Array) -> jax.Array:

@@ -77,7 +77,8 @@ class CutFunction:
         known = program if not names else program_of(self.fn, params, also, plain, shapes)
         if [*_names(program.traced)] != [*_names(known.traced)]:
             expected = "be the same program at every size that is symbolic"
-            raise ValueError(wrong("fn", expected, f"another one at {names}"))
+            hint = "`x[:, ::2]` is a look-up there, `lax.slice_in_dim` is a slice at any size"
+            raise ValueError(wrong("fn", expected, f"another one at {names}", hint))
         walk, axes, _ = walked(known, when_removed)
         leaves = [(Value(tuple(axes[path])), keeps[path]) for path in given]
         small = Small(walk.labels, kept_of(walk, leaves))

@@ -1,0 +1,44 @@
+"""Comparisons of methods that prune channels of the small ResNet on glyphs, study after the colon.
+
+Command: python -m experiments.compare --config experiments/configs/compare_channels.py:parameters
+    --workdir runs/channels_parameters; ``flops`` has another recipe, and a work directory of its
+    own.
+Hardware and time: about half a minute a run on one CPU core; a study has 95 runs.
+Expect: the README has what was measured. A sparsity is the share of the network's parameters, or
+    FLOPs, that goes; ``milliseconds`` are those of the cut network.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+from experiments.configs.common import Arm, plain
+
+PAAM, GROWS = "filter_attention", "prune_and_grow"
+AT_ONCE = {"ramp": (0.1, 0.1)}
+
+ARMS = (
+    *plain("dense"),
+    Arm(PAAM, PAAM, {"scope": "global"}),
+    Arm("free scores", PAAM, {"scores": "free", "learner_rate": 0.1, "scope": "global"}),
+    Arm(GROWS, GROWS, common.GROWING_CHANNELS),
+    Arm("taylor, at once", "gradual_magnitude", AT_ONCE, channels={"score": "taylor"}),
+    Arm("gradual magnitude", "gradual_magnitude"),
+    Arm("gradual taylor", "gradual_magnitude", channels={"score": "taylor"}),
+    Arm("slimming", "slimming"),
+    Arm("random", "static"),
+    Arm("shuffled", "static", layers_of="gradual magnitude"),
+)
+
+STUDIES: dict[str, dict[str, Any]] = {
+    name: {"arms": ARMS, "sparsities": (0.5, 0.833), "subjects": (PAAM, GROWS)}
+    for name in ("parameters", "flops")
+}
+
+
+def get_config(study: str = "") -> ConfigDict:
+    chosen = common.named(STUDIES, study)
+    recipe: Any = common.glyphs_resnet_channels("gradual_magnitude")
+    recipe.channels.cost = "FLOPs" if study == "flops" else study
+    return common.study(study, recipe, **chosen)

@@ -1,0 +1,20 @@
+"""ResNet-20 on 32x32 glyphs, half of whose parameters, FLOPs or time goes with its channels.
+
+Command: python -m experiments.train --config
+    experiments/configs/resnet20_glyphs_channels.py:filter_attention --workdir runs/resnet20_paam;
+    the method stands after the colon. ``--config.channels.cost=latency`` makes the sparsity a share
+    of the time of a forward pass, measured on this machine into the work directory.
+Papers: Babaiee et al., 2022, https://arxiv.org/abs/2210.11114 (filter_attention); Sun et al., 2025,
+    https://arxiv.org/abs/2502.03658 (prune_and_grow).
+Hardware and time: not measured here yet; the work directory ends with ``cut.jax_export``,
+    ``cut.safetensors`` and ``channels.png``.
+Expect: not measured here yet.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(method: str = "") -> ConfigDict:
+    return common.glyphs_resnet20_channels(method)
