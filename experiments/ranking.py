@@ -49,21 +49,16 @@ def rank(recipe: Any, seeds: int, kept: float, attention_steps: int = 50) -> Ite
     model = models.build(recipe.model, train.classes)
     net = channels.traced(model, train.images.shape[1:])
     for seed in range(seeds):
-        tx = optimizers.inner(recipe)
-        state = training.create(model, tx, train, seed)
+        state = training.create(model, optimizers.inner(recipe), train, seed)
         batches = data.batches(train, recipe.batch_size, seed=seed)
-        for _, batch in zip(
-            tqdm(range(recipe.steps), unit="step", leave=False), batches, strict=False
-        ):
-            state, _ = training.train_step(state, batch)
+        for _ in tqdm(range(recipe.steps), desc=f"seed {seed}", unit="step", leave=False):
+            state, _ = training.train_step(state, next(batches))
         yield _row("dense", "", seed, training.accuracy(state, test))
-        for scope, distribution in SCOPES.items():
-            for name, masks in _chosen(
-                net, state, batches, kept, scope, distribution, seed, attention_steps
-            ):
-                pruned = jaxprune.shrink(net, state.params, masks, also=state.batch_stats)
-                params = pruned.restore(pruned.params)
-                cut = channels.recalibrated(state.replace(params=params), train)
+        for scope in SCOPES:
+            for name, masks in _chosen(net, state, batches, 1 - kept, scope, attention_steps):
+                small = jaxprune.shrink(net, state.params, masks, also=state.batch_stats)
+                masked = state.replace(params=small.restore(small.params))
+                cut = channels.recalibrated(masked, train)
                 yield _row(name, scope, seed, training.accuracy(cut, test))
 
 
@@ -81,22 +76,14 @@ def _chosen(
 ) -> Iterator[tuple[str, Any]]:
     """The masks of each criterion."""
     rule: dict[str, Any] = {"round_to": 1, "min_keep": 1, "residual": "internal"}
+    of_layers: dict[str, Any] = {"sparsity": sparsity, "distribution": SCOPES[scope]}
     grads = gradients(state, [next(batches) for _ in range(10)])
-    tx = jaxprune.static(
-        optax.sgd(0.0),
-        channels=net.channels(**rule),
-        distribution=distribution,
-        seed=seed,
-        **shared,
-    )
+    chance = int(next(batches)["label"].sum())  # another one for each network
+    tx = jaxprune.static(optax.sgd(0.0), channels=net.channels(**rule), seed=chance, **of_layers)
     yield "random", _after(tx, state.params, grads)
     for name, score in SCORES.items():
-        tx = jaxprune.gradual_magnitude(
-            optax.sgd(0.0),
-            ramp=(0, 1),
-            channels=net.channels(score=score, **rule),
-            **of_layers,
-        )
+        choice = net.channels(score=score, **rule)
+        tx = jaxprune.gradual_magnitude(optax.sgd(0.0), ramp=(0, 1), channels=choice, **of_layers)
         yield name, _after(tx, state.params, grads)
     for name, given in ATTENTION.items():
         tx = jaxprune.filter_attention(
@@ -174,9 +161,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
             cells.append(f"{np.mean(found):.1f}{spread}")
         lines.append([name, *cells])
-    return "\n".join(
-        "|" + "|".join(line) + "|" if "---" in line else f"| {' | '.join(line)} |" for line in lines
-    )
+    lines.insert(1, ["---"] * (len(scopes) + 1))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---")
 
 
 def main(argv: list[str]) -> None:
