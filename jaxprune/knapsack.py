@@ -34,10 +34,11 @@ def widths_within(
     Args:
       cost: what the network costs at any widths.
       worth: ``{group: [size]}``, of its channels, in any order; NaN is worth nothing, and what is
-        infinite stays first and is worth nothing more.
+        infinite stays first and is worth nothing more. Where some are negative, all count by what
+        they are above the lowest.
       least: channels that each group keeps at least.
       most: at most.
-      steps: widths are multiples of these, or `most`.
+      steps: widths are multiples of these, or one of the two bounds.
       budget: the share of the whole network's cost that may be kept.
 
     Returns:
@@ -63,6 +64,7 @@ def widths_within(
     step = np.array([steps.get(name, 1) for name in names])
     value = _value(curves, [worth[name] for name in names])
     allowed = (curves.number % step[curves.group] == 0) | (curves.number == high[curves.group])
+    allowed |= curves.number == low[curves.group]
     allowed &= (curves.number >= low[curves.group]) & (curves.number <= high[curves.group])
     whole = float(np.sum(cost.values(np.array([*cost.sizes.values()]))))
 
@@ -139,7 +141,7 @@ def _filled(
         return after, jnp.where(fit & (after > widths), gain, -jnp.inf)
 
     def more(carry: Any) -> jax.Array:
-        return jnp.any(carry[2] > 0)
+        return jnp.any(carry[2] > -jnp.inf)
 
     def add(carry: Any) -> Any:
         widths, after, gain = carry
@@ -155,7 +157,8 @@ def _value(curves: "_Curves", worth: list[Any]) -> jax.Array:
     each = jnp.where(jnp.isnan(each), -jnp.inf, each)
     which = np.repeat(np.arange(len(worth)), [np.size(x) for x in worth])
     _, each = lax.sort((jnp.asarray(which), -each), num_keys=2)
-    each = jnp.where(jnp.isfinite(each), -each, 0)
+    lowest = jnp.min(jnp.where(jnp.isfinite(each), -each, 0), initial=0)  # 0 but of signed scores
+    each = jnp.where(jnp.isfinite(each), -each - lowest, 0)
     each = each / jnp.maximum(jnp.sum(jnp.abs(each)), jnp.finfo(jnp.float32).tiny)
     total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(each)])
     at = curves.begins - np.arange(len(worth))  # each group has one number more than channels

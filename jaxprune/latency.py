@@ -103,7 +103,7 @@ class _Layers:
         """Nothing is timed yet."""
         self.walk, self.axes, self.groups, self.repeats = walk, axes, groups, repeats
         self.timed: dict[Any, float] = {}
-        self.sizes: dict[str, float] = {}
+        self.sizes: dict[Leaf, float] = {}
         self.known: dict[Any, np.ndarray] = {}
 
     def terms(self, leaf: Leaf, round_to: int) -> list[Term]:
@@ -113,9 +113,9 @@ class _Layers:
         if not sites:
             return []
         outputs = [self.walk.equations[site] for site in sites]
-        self.sizes[leaf.path] = sum(each.times * math.prod(each.shape) for each in outputs)
+        self.sizes[leaf] = sum(each.times * math.prod(each.shape) for each in outputs)
         own = [g for g in self.groups.values() if any(m.path == leaf.path for m in g.members)]
-        dense = sum(self.seconds(site, {}) for site in sites)
+        dense = self.of_leaf(leaf.path, sites, {})
         if not 1 <= len(own) <= 2:
             parts = itertools.product(*(axis for axis in axes_of(leaf, own) if axis))
             return [
@@ -125,9 +125,7 @@ class _Layers:
         grid = tuple(_points(group.size, round_to) for group in own)
         names = [group.name for group in own]
         values = [
-            sum(self.seconds(site, dict(zip(names, widths, strict=True))) for site in sites)
-            if all(widths)
-            else 0.0
+            self.of_leaf(leaf.path, sites, dict(zip(names, widths, strict=True)))
             for widths in itertools.product(*grid)
         ]
         along = tuple(Width(0, ((name, 1),)) for name in names)
@@ -144,17 +142,20 @@ class _Layers:
                 )
                 for term in terms
             ]
-        makers = {path: g.name for g in self.groups.values() for path, _ in g.makers}
-        of_one = (total - layers) / sum(self.sizes.values())
-        return [
-            *terms,
-            *(
-                Term(
-                    path, of_one * size, (Width(0, ((makers[path], 1),)),) if path in makers else ()
-                )
-                for path, size in self.sizes.items()
-            ),
-        ]
+        of_one, rest = (total - layers) / sum(self.sizes.values()), []
+        for leaf, size in self.sizes.items():
+            parts = axes_of(leaf, [*self.groups.values()])
+            for each in itertools.product(*(parts[k] for k in leaf.outputs if parts[k])):
+                share = math.prod(part for part, _ in each)
+                rest.append(Term(leaf.path, of_one * size * share, _together(each)))
+        return [*terms, *rest]
+
+    def of_leaf(self, path: str, sites: Sequence[Site], widths: Mapping[str, int]) -> float:
+        """What a leaf's products take; nothing where nothing is left of the leaf."""
+        keeps = Small(self.walk.labels, self.kept(widths)).keeps(Value(tuple(self.axes[path])))
+        if not all(keep.any() for keep in keeps):
+            return 0.0
+        return sum(self.seconds(site, widths) for site in sites)
 
     def seconds(self, site: Site, widths: Mapping[str, int]) -> float:
         """What an equation takes if groups have these widths; each shape is run once."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from test_channels_traced import METHODS, inner, trained
 from test_shrink import IMAGES, traced
@@ -28,13 +29,21 @@ def no_more_fits(cost: Any, masks: Any) -> bool:
     return all(cost(each) > 0.5 * cost() for each in more if cost(each) > cost(masks))
 
 
-@pytest.mark.parametrize("name", METHODS)
+PAAM = {"sparsity": 0.5, "begin": 1, "attention_steps": 2, "scores": "free"}
+OVER_LAYERS = METHODS | {
+    "filter_attention": lambda c: jaxprune.filter_attention(
+        inner(), channels=c, learner=optax.adam(0.1), **PAAM
+    )
+}
+
+
+@pytest.mark.parametrize("name", OVER_LAYERS)
 @pytest.mark.parametrize("unit", ["parameters", "FLOPs"])
 def test_the_network_that_is_cut_fits(name: str, unit: str) -> None:
     net, params, stats = traced()
     cost = net.cost(unit)
     choice = net.channels(round_to=1, min_keep=2, cost=unit)
-    runs = trained(METHODS[name](choice), params, stats, 8)
+    runs = trained(OVER_LAYERS[name](choice), params, stats, 8)
     masks = jaxprune.get_masks(runs[-1][1])
     assert cost(masks) <= 0.5 * cost() * (1 + 1e-6)
     assert no_more_fits(cost, masks)
@@ -76,8 +85,14 @@ def test_once_and_by_scores() -> None:
 def test_what_cannot_be_is_refused() -> None:
     net, _, _ = traced()
     choice = net.channels(round_to=1, min_keep=4, cost="parameters")
-    with pytest.raises(ValueError, match=r"`sparsity` must be at most 0\.\d+, where each group"):
+    with pytest.raises(ValueError, match=r"`sparsity` must be at most 0\.\d+, got 0\.99: groups"):
         jaxprune.static(None, sparsity=0.99, channels=choice)
+    for given in ({"round_to": 8}, {"round_to": 1, "min_keep": 6}):
+        rounded = net.channels(cost="parameters", **given)
+        with pytest.raises(ValueError, match=r"`sparsity` must be at most .*: groups keep"):
+            jaxprune.gradual_magnitude(None, sparsity=0.9, ramp=(0, 1), channels=rounded)
+    with pytest.raises(ValueError, match=r"`sparsity` must be at most .*: groups keep"):
+        jaxprune.static(None, sparsity=0.9, channels=choice, min_density=0.5)
     with pytest.raises(ValueError, match="`overrides` must be None beside a cost"):
         jaxprune.static(None, sparsity=0.5, channels=choice, overrides={"stem": 0.1})
     with pytest.raises(ValueError, match="`cost` must be 'parameters' or 'FLOPs', got 'ms'"):

@@ -27,10 +27,10 @@ def widths(cost: Cost, worth: Any, budget: float, step: int = 1) -> list[int]:
 
 @functools.cache
 def compiled(cost: Cost, step: int) -> Any:
-    one, steps = dict.fromkeys(cost.sizes, 1), dict.fromkeys(cost.sizes, step)
+    steps = dict.fromkeys(cost.sizes, step)
 
     def find(worth: Any, budget: Any) -> Any:
-        return knapsack.widths_within(cost, worth, one, dict(cost.sizes), steps, budget)
+        return knapsack.widths_within(cost, worth, steps, dict(cost.sizes), steps, budget)
 
     return jax.jit(find)
 
@@ -143,3 +143,23 @@ def test_between_the_widths_of_a_table_it_is_linear() -> None:
     }
     low, high = 2 + (4 - 2) * 4 / 6, 3 + (9 - 3) * 4 / 6
     assert cost.layers(masks) == pytest.approx({"w": (low + high) / 2, "v": 6.0})
+
+
+def test_negative_scores_count_by_what_they_are_above_the_lowest() -> None:
+    net = jaxprune.trace(*of_chain(4, 16, 16, 4))
+    cost = net.cost("parameters")
+    worth = {name: -jnp.arange(1.0, 17) for name in cost.sizes}
+    found = np.array(widths(cost, worth, 0.5))
+    assert cost.values(found).sum() <= 0.5 * cost() < cost.values(found + 1).sum()
+    nothing = {name: jnp.zeros(16) for name in cost.sizes}
+    found = np.array(widths(cost, nothing, 0.5))
+    assert cost.values(found).sum() <= 0.5 * cost() < cost.values(found + 1).sum()
+
+
+def test_a_number_that_is_kept_need_not_be_a_multiple() -> None:
+    net = jaxprune.trace(*of_chain(4, 16, 16, 4))
+    cost = net.cost("parameters")
+    a, b = cost.sizes
+    worth, steps = {name: jnp.arange(16.0) for name in cost.sizes}, dict.fromkeys(cost.sizes, 8)
+    found = knapsack.widths_within(cost, worth, {a: 9, b: 9}, {a: 16, b: 16}, steps, 0.45)
+    assert [int(found[name]) for name in (a, b)] == [9, 9]

@@ -270,6 +270,42 @@ def test_the_gradient_of_the_scores_is_that_of_the_loss() -> None:
     tiny.close(found, wanted)
 
 
+def test_a_leaf_may_be_the_gate_of_two_groups() -> None:
+    """Its task gradient is that of the loss, whatever the other group's scores are."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "q": jax.random.normal(keys[0], (4, 3, 5)),
+        "out": jax.random.normal(keys[1], (3, 5, 2)),
+    }
+    x = jax.random.normal(keys[2], (6, 4))
+
+    def fn(params: Any, x: Any) -> Any:
+        return jnp.einsum(
+            "bhd,hdo->bo", jnp.tanh(jnp.einsum("bi,ihd->bhd", x, params["q"])), params["out"]
+        )
+
+    net = jaxprune.trace(fn, params, x)
+    names = [group.name for group in net.groups]
+    assert [("q", k) in group.gates for k, group in zip((1, 2), net.groups, strict=True)]
+    tx = jaxprune.filter_attention(
+        optax.sgd(0.1), channels=net.channels(round_to=1), sparsity=0.3, begin=0, scores="free",
+        strength=0.0, learner=optax.sgd(1.0),
+    )  # fmt: skip
+    z = {names[0]: jnp.array([-0.5, 0.5, 0.2]), names[1]: jnp.linspace(-1, 1, 5)}
+
+    def seen(z: Any) -> Any:
+        heads, dims = (module.activated(z[name]) for name in names)
+        return {**params, "q": params["q"] * heads[None, :, None] * dims[None, None]}
+
+    def loss(params: Any) -> Any:
+        return jnp.sum(fn(params, x) ** 2)
+
+    state = tx.init(params)._replace(prune_learned=z)
+    _, new = tx.update(jax.grad(loss)(seen(z)), state, params)
+    found = {name: z[name] - new for name, new in states_of(new)[0].prune_learned.items()}
+    tiny.close(found, jax.grad(lambda z: loss(seen(z)))(z))
+
+
 def test_where_a_norm_follows_the_next_layer_the_level_of_scores_is_free() -> None:
     """A factor on all scores of a layer is divided out again: the sum of s dL/ds is 0."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -343,9 +379,14 @@ def test_bad_arguments_get_one_clear_sentence() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             method(net, **values)
+    priced = net.channels(round_to=1, cost="parameters")
+    given = {"sparsity": 0.5, "learner": optax.sgd(1.0), "begin": 0}
+    with pytest.raises(ValueError, match="`scope` must be 'global' where channels have a cost"):
+        jaxprune.filter_attention(inner(), channels=priced, scope="layer", **given)
+    with pytest.raises(ValueError, match="`min_density` must be None where sums of scores"):
+        method(net, scope="cumulative", min_density=0.1)
     with pytest.raises(TypeError, match="`learner` must be an optax optimizer"):
         method(net, learner=3)
-    given = {"sparsity": 0.5, "learner": optax.sgd(1.0), "begin": 0}
     with pytest.raises(ValueError, match=r"`channels` must be network\.channels\(\.\.\.\)"):
         jaxprune.filter_attention(inner(), channels=by_hand, **given)
     with pytest.raises(

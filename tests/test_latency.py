@@ -55,6 +55,19 @@ def test_costs_add_up_to_what_the_whole_network_takes(counted: Any) -> None:
     assert left == pytest.approx((down[4] + down[8]) / 2 / down[12])
 
 
+def test_what_no_group_takes_is_timed_too(counted: Any) -> None:
+    """A layer that also reads what is never cut is not free where a group is gone."""
+
+    def fn(params: Any, x: Any) -> Any:
+        return jnp.concatenate([jax.nn.relu(x @ params["a"]), x], 1) @ params["b"]
+
+    params, x = {"a": jnp.ones((8, 8)), "b": jnp.ones((16, 4))}, jnp.ones((2, 8))
+    net = jaxprune.trace(fn, params, x)
+    cost = jaxprune.measure_latency(net, params, x, round_to=4)
+    gone = cost.layers({"a[1]": np.zeros(8, bool)})
+    assert gone["a"] == 0 and gone["b"] / cost.layers()["b"] == pytest.approx(0.5)
+
+
 def test_what_is_beside_the_layers_is_shared_out(monkeypatch: Any) -> None:
     net, params, stats = traced()
     times = iter([*[1.0] * 200])

@@ -56,6 +56,17 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "divided by what may be 0 with it": lambda h, v: (
         h / jnp.where(jnp.arange(5.0)[:, None] > 2, h * h, 1.0)
     ) @ v,
+    "standardised, away from 0": lambda h, v: (
+        (jax.nn.softplus(h) - jax.nn.softplus(h).mean(0)) / jax.nn.softplus(h).std(0)
+    ) @ v,
+    "divided by a range": lambda h, v: (h / (jnp.exp(h).max(0) - jnp.exp(h).min(0))) @ v,
+    "divided by a mean less 1": lambda h, v: (h / (jnp.exp(h).mean(0) - 1)) @ v,
+    "divided by a sum less 5": lambda h, v: (h / (jnp.exp(h).sum(0) - 5)) @ v,
+    "divided by one of two, less 1": lambda h, v: (
+        h / (jnp.where(jnp.arange(5.0)[:, None] > 2, jnp.exp(h), 2.0) - 1)
+    ) @ v,
+    "times inf": lambda h, v: (h * jnp.inf) @ v,
+    "nan where it is 0": lambda h, v: jnp.where(h != 0, h, jnp.nan) @ v,
     "1 where it is 0": lambda h, v: jnp.cos(h) @ v,
     "elu by hand": lambda h, v: jnp.where(h > 0, h, jnp.exp(h) - 1) @ v,
     "logarithm where there is one": lambda h, v: jnp.where(h > 0, jnp.log(h), 0.0) @ v,

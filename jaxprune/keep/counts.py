@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import trees
 from jaxprune.distributions import Budget
 from jaxprune.knapsack import widths_within
 from jaxprune.masks.ranking import largest as ranked_largest
+from jaxprune.network import at_least
 from jaxprune.numbers import is_traced
 from jaxprune.schedules import Ramp
 from jaxprune.selection import as_array, count_true
@@ -125,7 +127,8 @@ class cheapest:
         if not isinstance(units, Channels) or units.cost is None:
             expected = "have a cost, as network.channels(cost=...) gives them"
             raise ValueError(wrong("channels", expected, type(units).__name__))
-        floors = self.budget.floors(units.layers(s.mask))
+        steps = units.steps if drops is None else {}  # what drops for a moment is not rounded
+        fewest = _fewest(self.budget, units, steps)
         worth, least, most = {}, {}, {}
         for name, score in scores.items():
             stays = kept.get(name, jnp.zeros_like(s.mask[name]))
@@ -133,12 +136,11 @@ class cheapest:
             each = as_array(score).astype(jnp.float32)
             worth[name] = jnp.where(stays, jnp.inf, jnp.where(may, each, -jnp.inf))
             most[name] = count_true(stays | may)
-            least[name] = jnp.maximum(count_true(stays), max(floors[name], units.min_keep))
+            least[name] = jnp.maximum(count_true(stays), fewest[name])
             least[name] = jnp.minimum(least[name], most[name])
         share = 1 - jnp.asarray(self.budget.schedule(s.step), jnp.float32)
-        if drops is not None:  # for a moment: not rounded
+        if drops is not None:
             share *= 1 - jnp.asarray(drops(s.step), jnp.float32)
-        steps = units.steps if drops is None else {}
         found = widths_within(units.cost, worth, least, most, steps, share)
         return _highest(scores, kept, {(name,): found[name] for name in scores})
 
@@ -172,12 +174,23 @@ def within(budget: Budget, units: Units) -> Keep:
         raise ValueError(wrong("overrides", "be None beside a cost", dict(budget.overrides), hint))
     ramp, cost = budget.schedule, units.cost
     if isinstance(ramp, Ramp) and not is_traced(ramp.sparsity):
-        fewest = {name: jnp.arange(size) < units.min_keep for name, size in cost.sizes.items()}
-        reached = 1 - cost(fewest) / cost()
+        fewest = _fewest(budget, units, units.steps)
+        left = {name: np.arange(size) < fewest[name] for name, size in cost.sizes.items()}
+        reached = 1 - cost(left) / cost()
         if ramp.sparsity > reached:
-            expected = f"be at most {reached:.4g}, where each group has {units.min_keep} left"
-            raise ValueError(wrong("sparsity", expected, ramp.sparsity))
+            hint = f"groups keep {fewest}, by `round_to`, `min_keep` and `min_density`"
+            raise ValueError(wrong("sparsity", f"be at most {reached:.4g}", ramp.sparsity, hint))
     return cheapest(budget)
+
+
+def _fewest(budget: Budget, units: Channels, steps: Mapping[str, int]) -> dict[str, int]:
+    """What each group keeps at least, in multiples of its step."""
+    sizes = {name: group.size for name, group in units.groups.items()}
+    floors = budget.floors(units.layers({name: np.ones(n, bool) for name, n in sizes.items()}))
+    return {
+        name: at_least(max(floors[name], units.min_keep), steps.get(name, 1), size)
+        for name, size in sizes.items()
+    }
 
 
 def _highest(

@@ -73,7 +73,8 @@ def filter_attention(
     - "train": ``begin`` updates of the dense network;
     - "attention": ``attention_steps`` updates of the scores alone, all filters present. The loss is
       that of the task plus ``strength R(s)``. Weights and the whole state of ``inner`` are held
-      bit for bit; its schedules count updates of weights. Leave out what batch norm gathers in
+      bit for bit (but slots of filters that come back at the end of a later one, which begin
+      anew); its schedules count updates of weights. Leave out what batch norm gathers in
       these steps: ``jnp.where(jaxprune.sees_dense(opt_state), old, new)``;
     - then the filters are chosen, and the weights of those that stay are trained, with gates that
       are 1 or 0; the others stand still with their momentum, and take no decay.
@@ -101,8 +102,8 @@ def filter_attention(
         where ``scope`` is "layer".
       strength: what R is multiplied by.
       width: entries of a query and of a key.
-      min_density: least share kept of each layer; None for a quarter of ``1 - sparsity``. One
-        filter always stays.
+      min_density: least share kept of each layer; None for a quarter of ``1 - sparsity``, but where
+        ``scope`` is "cumulative". One filter always stays.
       seed: of the attention network's first weights.
 
     Returns:
@@ -156,6 +157,11 @@ def filter_attention(
     if not isinstance(units, Channels) or not all(g.makers and g.gates for g in groups):
         hint = "the trace tells which layers make a channel, and what shuts it"
         raise ValueError(wrong("channels", "be network.channels(...)", "others", hint))
+    if scope != "global" and units.cost is not None:
+        expected = "be 'global' where channels have a cost, which decides over all layers"
+        raise ValueError(wrong("scope", expected, scope))
+    if scope == "cumulative" and min_density is not None:
+        raise ValueError(wrong("min_density", "be None where sums of scores decide", min_density))
     if scores == "attention" and scope != "layer" and len(units.groups) > 1:
         warnings.warn(
             "levels of an attention network's scores are not comparable between layers: "
@@ -276,7 +282,10 @@ def additive_attention(rows: jax.Array, network: Mapping[str, jax.Array]) -> jax
 
 
 class _Penalty(NamedTuple):
-    """What the scores are to lower: the loss, as its gradient at the gates tells, and R."""
+    """What the scores are to lower: the loss, as its gradient at the gates tells, and R.
+
+    Not by the view's own derivative, which would need the attention in every step of the weights.
+    """
 
     attention: _Attention
     kind: str
@@ -285,15 +294,14 @@ class _Penalty(NamedTuple):
     strength: Any
 
     def __call__(self, s: Signals) -> jax.Array:
-        """``sum_i s_i dL/ds_i + strength R(s)``; dL/ds is the sum of w g over a filter's gates."""
-        scores = self.attention.of(s)
-
-        def entries(path: str) -> jax.Array:
-            return s.dense[path].astype(jnp.float32) * s.grads[path].astype(jnp.float32)
-
-        felt = jax.lax.stop_gradient(self.attention.units.at_gates(entries))
-        felt = {name: jnp.where(jnp.isfinite(each), each, 0) for name, each in felt.items()}
-        task = sum(jnp.vdot(felt[name], each) for name, each in scores.items())
+        """``sum g e(s) + strength R(s)``: g the gradient at the gates, e what they are seen as."""
+        scores, units = self.attention.of(s), self.attention.units
+        gates = dict.fromkeys(path for group in units.groups.values() for path, _ in group.gates)
+        weights = {path: s.dense[path].astype(jnp.float32) for path in gates}
+        task = jnp.zeros(())
+        for path, seen in units.gated(jax.lax.stop_gradient(weights), scores).items():
+            felt = s.grads[path].astype(jnp.float32)
+            task += jnp.vdot(jnp.where(jnp.isfinite(felt), felt, 0), seen)
         layers = [*scores.values()]
         layers = layers if self.by_layer else [jnp.concatenate(layers)]
         means = jnp.stack([jnp.mean(each) for each in layers])

@@ -43,7 +43,8 @@ def slimming(
       ramp: (begin, end) of the cubic ramp, in updates; needed with a number.
       every: updates between two refreshes; there is one at the ramp's end too.
       strength: what the sum of ``|gamma|`` is multiplied by.
-      distribution: "global" ranks all scales together, as they are; "uniform" each group's alone.
+      distribution: "global" ranks all scales together, as they are; "uniform" each group's alone;
+        beside a cost it is not read.
       min_density: least share kept in each group under a global ranking.
       seed: not used by this method's scores.
 

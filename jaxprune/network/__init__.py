@@ -1,6 +1,7 @@
 """A network, known by tracing it: what is contracted along which axes, and what follows from it."""
 
 from jaxprune.network.choice import ChannelChoice as ChannelChoice
+from jaxprune.network.choice import at_least as at_least
 from jaxprune.network.choice import rounded as rounded
 from jaxprune.network.choice import steps_of as steps_of
 from jaxprune.network.costs import Cost as Cost

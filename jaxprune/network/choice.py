@@ -72,6 +72,11 @@ def steps_of(
     return steps
 
 
+def at_least(least: int, step: int, size: int) -> int:
+    """The smallest multiple of a step, or all, that is no less than a least number."""
+    return min(-(-least // step) * step, size)
+
+
 def rounded(count: Any, step: int, least: int, size: int) -> Any:
     """The nearest multiple of a step, or all, but no less than a least number; half up.
 
@@ -86,7 +91,7 @@ def rounded(count: Any, step: int, least: int, size: int) -> Any:
     low = count // step * step
     high = numbers.minimum(low + step, size)
     near = numbers.where(high - count <= count - low, high, low)
-    enough = max(-(-least // step) * step, min(step, size))
+    enough = max(at_least(least, step, size), min(step, size))
     near = numbers.minimum(numbers.maximum(near, enough), size)
     return int(near) if known else near
 

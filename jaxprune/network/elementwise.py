@@ -70,7 +70,8 @@ def outcome(equation: Equation, states: Sequence[float], numbers: Sequence[float
         return _computed(equation, states)
     if name == "select_n":
         if _is_known(states[0]):
-            return states[1:][int(states[0])]
+            which = 1 + int(states[0])
+            return SINGULAR if _is_infinite(numbers[which]) else states[which]
         # A NaN that is written out stands for what does not happen.
         cases = zip(states[1:], numbers[1:], strict=True)
         happen = [state for state, number in cases if number is None or number == number]
@@ -84,11 +85,21 @@ def outcome(equation: Equation, states: Sequence[float], numbers: Sequence[float
         ]
         return float(common(np.array(either)))
     zero = [state == ZERO for state in states]
+    if name in ("mul", "div", "rem") and any(map(_is_infinite, numbers)):
+        return SINGULAR
+    if name in ("add", "sub", "add_any") and not any(zero):
+        less = name == "sub" or any(_is_known(state) and state < 0 for state in states)
+        return PERHAPS if less else NUMBER  # a difference may be 0 though its parts are not
     if name in ("div", "rem"):
         return SINGULAR if zero[1] else ZERO if zero[0] else NUMBER
     if name == "pow":
         return SINGULAR if zero[0] else NUMBER
     return ZERO if name in ("mul", "and") and any(zero) else NUMBER
+
+
+def _is_infinite(number: float | None) -> bool:
+    """Whether it is a constant, and inf or NaN."""
+    return number is not None and not np.isfinite(number)
 
 
 def _is_known(state: float) -> bool:

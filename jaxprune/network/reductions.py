@@ -1,9 +1,11 @@
 """Sums and other reductions, windows, running sums."""
 
+import math
+
 import numpy as np
 
 from jaxprune.network.shapes import moved
-from jaxprune.network.values import NUMBER, ZERO, Value, fixed_axis
+from jaxprune.network.values import NUMBER, PERHAPS, ZERO, Value, fixed_axis, sums_of
 from jaxprune.network.walk import Equation, Walk, rule, unknown
 
 
@@ -18,9 +20,24 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
         masked = value.masked(k) if sums else np.full(axis.size, NUMBER)
         walk.summed(axis, masked, equation, f"{equation.name} along axis {k}")
     walk.used(value, "reduced")
-    left = tuple(axis.summed() for k, axis in enumerate(value.axes) if k not in gone)
+    number = math.prod(value.axes[k].size for k in gone)
+    left = tuple(
+        axis._replace(masked=_reduced(equation.name, axis.masked, number))
+        for k, axis in enumerate(value.axes)
+        if k not in gone
+    )
     origin = value.origin and value.origin._replace(statistic=True)
     return [Value(left, value.made, ZERO if sums and value.number == 0 else None, origin)]
+
+
+def _reduced(name: str, masked: np.ndarray, number: int) -> np.ndarray:
+    """What reductions of so many equal numbers are, where those are known."""
+    known = np.isfinite(masked) & (masked != PERHAPS)
+    if name in ("reduce_max", "reduce_min"):
+        return masked
+    if name == "reduce_sum":
+        return np.where(known, np.where(known, masked, 0) * number, masked)
+    return sums_of(masked)
 
 
 @rule("argmax", "argmin")

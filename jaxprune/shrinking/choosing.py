@@ -12,7 +12,7 @@ from jaxprune import trees
 from jaxprune.knapsack import widths_within
 from jaxprune.masks import global_topk
 from jaxprune.masks.ranking import largest
-from jaxprune.network import Cost, Group, Network, rounded, steps_of
+from jaxprune.network import Cost, Group, Network, at_least, rounded, steps_of
 from jaxprune.network.groups import by_root, groups_of
 from jaxprune.network.program import ALSO, all_arrays, program_of, shape_of, walked
 from jaxprune.network.traced import pin_outputs
@@ -148,7 +148,10 @@ def _within(
     for name in scores:
         trees.known(name, cost.sizes, "scores", "name groups of channels of the cost")
     worth = {n: scores.get(n, jnp.zeros(size)) for n, size in cost.sizes.items()}
-    fewest = {n: least if n in scores else size for n, size in cost.sizes.items()}
+    fewest = {
+        n: at_least(least, steps[n], size) if n in scores else size
+        for n, size in cost.sizes.items()
+    }
     found = widths_within(cost, worth, fewest, cost.sizes, steps, share)
     return {name: int(found[name]) for name in scores}
 

@@ -88,8 +88,9 @@ def shrink(
     """Cuts channels out of a network: smaller arrays, and the same function on them.
 
     What comes out equals the masked network: that in which all that belongs to the channels that
-    go (kernels, biases, scales) is 0. Only if a whole group goes that a norm without an epsilon
-    divides by do they part: the masked network divides 0 by 0 there.
+    go (kernels, biases, scales) is 0. Where that one is not finite they may part: if a whole group
+    goes that a norm without an epsilon divides by, or where something is divided by a difference
+    that only a computation would tell to be 0; `verify_shrink` finds it.
 
     Args:
       net: what `trace` returned.
