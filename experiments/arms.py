@@ -119,7 +119,7 @@ class Experiment:
 
         config = self.config(arm, sparsity)
         state = training.create(self.model, self.optimizer(config), self.train, seed=0)
-        self._trained(self._with_random_masks(state, config), config, watch)
+        self._trained(_with_random_masks(state, config, self.optimizer), config, watch)
         return found
 
     def runs(
@@ -157,7 +157,7 @@ class Experiment:
                 expected = sum(kept for kept, _ in layers.values()) if counted else None
                 state = _with_shuffled_masks(state, layers, seed)
             else:
-                state = self._with_random_masks(state, config)
+                state = _with_random_masks(state, config, self.optimizer)
             state, curve = self._trained(state, config)
             result = training.result(state, self.test, config)
             if expected is not None:
@@ -174,16 +174,6 @@ class Experiment:
                 "curve": curve,
                 "dense_phases": states.dense_phases(state.opt_state, config.steps),
             }
-
-    def _with_random_masks(self, state: training.State, config: Any) -> training.State:
-        """Random masks of the run's own seed: they are part of the state: nothing recompiles."""
-        if "seed" not in config.method:
-            return state
-        seeded: Any = ConfigDict(config.to_dict())
-        seeded.method.seed = config.seed
-        drawn = self.optimizer(seeded).init(state.params)
-        own = {name: optax.tree.get(drawn, name) for name in ("prune_key", "prune_mask")}
-        return state.replace(opt_state=optax.tree.set(state.opt_state, **own))
 
     def _trained(
         self, state: training.State, config: Any, watch: Callable[[int, Any], None] | None = None
@@ -206,6 +196,21 @@ class Experiment:
                 curve.append({"step": step, **row})
                 window = []
         return state, curve
+
+
+def _with_random_masks(
+    state: training.State,
+    config: Any,
+    build: Callable[[Any], optax.GradientTransformation] = optimizers.build,
+) -> training.State:
+    """Random masks of the run's own seed: they are part of the state, so nothing recompiles."""
+    if "seed" not in config.method:
+        return state
+    seeded: Any = ConfigDict(config.to_dict())
+    seeded.method.seed = config.seed
+    drawn = build(seeded).init(state.params)
+    own = {name: optax.tree.get(drawn, name) for name in ("prune_key", "prune_mask")}
+    return state.replace(opt_state=optax.tree.set(state.opt_state, **own))
 
 
 def _with_shuffled_masks(
