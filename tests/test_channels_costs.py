@@ -37,8 +37,10 @@ OVER_LAYERS = METHODS | {
 }
 
 
-@pytest.mark.parametrize("name", OVER_LAYERS)
-@pytest.mark.parametrize("unit", ["parameters", "FLOPs"])
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [*((name, "parameters") for name in OVER_LAYERS), ("gradual_magnitude", "FLOPs")],
+)
 def test_the_network_that_is_cut_fits(name: str, unit: str) -> None:
     net, params, stats = traced()
     cost = net.cost(unit)

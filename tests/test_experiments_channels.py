@@ -12,6 +12,7 @@ import jaxprune
 from experiments import arms, channels, compare, data, evaluate, models, ranking, report, train
 from experiments.configs import common, compare_channels, resnet20_glyphs_channels
 from experiments.configs.common import Arm
+from jaxprune import latency
 
 pytestmark = [
     pytest.mark.usefixtures("standard_promotion"),
@@ -40,12 +41,8 @@ def recipe(name: str, **values: Any) -> Any:
     return small(common.glyphs_resnet_channels(name, **values))
 
 
-def test_a_run_is_cut_written_and_goes_on_where_it_was(tmp_path: pathlib.Path, capsys: Any) -> None:
-    config = recipe("filter_attention", attention_steps=3, scope="global")
-    config.steps = 8
-    train.train(config, tmp_path / "stopped")
-    config.steps = 12
-    config.method.begin = 0.5
+def test_a_run_is_cut_and_written(tmp_path: pathlib.Path, capsys: Any) -> None:
+    config = recipe("filter_attention", attention_steps=3, scope="global", scores="free")
     result = train.train(config, tmp_path / "whole")
     assert "Loaded in a fresh process" in capsys.readouterr().out
     less, whole = result["parameters"]
@@ -54,13 +51,12 @@ def test_a_run_is_cut_written_and_goes_on_where_it_was(tmp_path: pathlib.Path, c
     tree = jaxprune.load_sparse(tmp_path / "whole" / "cut.safetensors")
     assert sum(x.size for x in jax.tree.leaves(tree["params"])) == less
     assert (tmp_path / "whole" / "channels.png").stat().st_size > 5_000
-    again = train.train(config, tmp_path / "whole")  # nothing is left to do
-    assert {**again, "milliseconds": 0} == {**result, "milliseconds": 0}
     found = evaluate.evaluate(tmp_path / "whole")
     assert found["accuracy"] == result["accuracy"]
 
 
-def test_a_share_of_the_latency_is_measured_once(tmp_path: pathlib.Path) -> None:
+def test_a_share_of_the_latency_is_measured_once(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(latency, "_seconds", lambda function, arrays, repeats: 1.0)
     config = recipe("gradual_magnitude")
     config.channels.cost = "latency"
     model = models.build(config.model, 10)
