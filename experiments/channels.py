@@ -77,7 +77,7 @@ def traced(model: nn.Module, shape: tuple[int, ...]) -> jaxprune.Network:
       >>> from experiments import channels, models
       >>> net = channels.traced(models.GlyphResNet(classes=62), (16, 16, 1))
       >>> [group.size for group in net.groups]
-      [16, 40, 40, 40]
+      [40, 40, 40, 16]
     """
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -7,6 +7,7 @@ import jax
 import optax
 
 import jaxprune
+from experiments.configs import common
 
 METHODS = {
     name: getattr(jaxprune, name)
@@ -72,6 +73,9 @@ def build(config: Any, channels: Any = None) -> optax.GradientTransformation:
         options["learner"] = _learner(config, options.pop("learner_rate"))
     if name in _LEARN_APART:
         options["learner"] = optax.adam(options.pop("learner_rate"))
+    if channels is None and name in common.CHANNEL_METHODS:
+        expected = "say which channels, as configs of channels do"
+        raise ValueError(f"`config.channels` must {expected}, got none for {name}")
     where = {"where": config["where"] or None} if channels is None else {"channels": channels}
     return method(optimizer, **where, **options)
 

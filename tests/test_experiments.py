@@ -41,7 +41,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
     path
     for path in (ROOT / "experiments" / "configs").glob("[!_]*_*.py")
-    if not path.stem.startswith("compare")
+    if not path.stem.startswith("compare") and not path.stem.endswith("channels")
 )
 MLP_CONFIG = f"{ROOT}/experiments/configs/mlp_digits.py:magnitude_attention"
 MODULES = [

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 import jaxprune
-from experiments import arms, channels, compare, data, evaluate, models, ranking, report, train
+from experiments import (
+    arms,
+    channels,
+    compare,
+    data,
+    evaluate,
+    models,
+    optimizers,
+    ranking,
+    report,
+    train,
+)
+from experiments.configs import channels as of_channels
 from experiments.configs import common, compare_channels, resnet20_glyphs_channels
 from experiments.configs.common import Arm
 from jaxprune import latency
@@ -38,7 +50,7 @@ def small(config: Any, steps: int = 12) -> Any:
 
 
 def recipe(name: str, **values: Any) -> Any:
-    return small(common.glyphs_resnet_channels(name, **values))
+    return small(of_channels.glyphs_resnet_channels(name, **values))
 
 
 def test_a_run_is_cut_and_written(tmp_path: pathlib.Path, capsys: Any) -> None:
@@ -94,6 +106,11 @@ def test_the_studies_name_arms_that_can_be_built(toy: data.Dataset) -> None:
         for arm in config.arms:
             made = experiment.config(arm, 0.5 if arm.method != "dense" else 0.0)
             experiment.optimizer(made)
+    for name in (*common.METHODS, *common.CHANNEL_METHODS):
+        made: Any = resnet20_glyphs_channels.get_config(name)
+        assert made.method.name == name
+    with pytest.raises(ValueError, match=r"`config\.channels` must say which channels"):
+        optimizers.build(common.digits_mlp("filter_attention"))
     config = resnet20_glyphs_channels.get_config("prune_and_grow")
     assert config.model.depth == 20 and config.method.warmup == 0.1
 

@@ -52,26 +52,21 @@ METHODS = {
     },
     "soft_threshold": {"learner_rate": 0.1, "threshold_init": -8.0, "decay": 0.001},
     "movement": {**_RAMP, "learner_rate": 1.0},
-    "filter_attention": {
-        "sparsity": 0.5,
-        "begin": 0.5,
-        "attention_steps": 50,
-        "learner_rate": 0.03,
-        "scores": "attention",
-        "scope": "layer",
-    },
-    "slimming": {
-        "sparsity": 0.5,
-        "ramp": (0.0, 0.75),
-        "every": 16,
-        "strength": 1e-4,
-        "distribution": "global",
-    },
 }
 """The values of each method; ``ramp``, ``stop``, ``warmup`` and ``begin`` are shares of
 the training, periods are in updates. Methods that end in masks of their own choice rank over the
 whole network, and those that start sparse share ERK densities, so that a comparison shows the
 method and not the budget of layers; layer attention learns its own."""
+
+
+_PHASES = {"begin": 0.5, "attention_steps": 50, "learner_rate": 0.03}
+_SLIM = {"ramp": (0.0, 0.75), "every": 16, "strength": 1e-4, "distribution": "global"}
+
+CHANNEL_METHODS: dict[str, dict[str, Any]] = {
+    "filter_attention": {"sparsity": 0.5, **_PHASES, "scores": "attention", "scope": "global"},
+    "slimming": {"sparsity": 0.5, **_SLIM},
+}
+"""Those of the methods that prune channels alone."""
 
 
 def named(table: Mapping[str, Any], name: str) -> Any:
@@ -118,7 +113,8 @@ def method(name: str, **values: Any) -> ConfigDict:
       >>> common.method("magnitude_attention", strength=0.0).strength
       0.0
     """
-    config = ConfigDict({"name": name, **named(METHODS, name)}).lock()
+    known = CHANNEL_METHODS[name] if name in CHANNEL_METHODS else named(METHODS, name)
+    config = ConfigDict({"name": name, **known}).lock()
     config.update(values)
     return config
 
@@ -325,73 +321,6 @@ def glyphs_resnet(name: str, **values: Any) -> ConfigDict:
         evaluate_every=320,
         checkpoint_every=320,
     )
-
-
-CHANNELS = {
-    "round_to": 4,
-    "min_keep": 4,
-    "residual": "tied",
-    "score": "l2",
-    "cost": "parameters",
-}
-"""The choice of channels: ``cost`` is what a sparsity is a share of, "" channels; or "FLOPs", or
-"latency", measured on this machine."""
-
-
-GROWING_CHANNELS = {
-    "explore_steps": 5,
-    "warmup": 0.1,
-    "swap_fraction": (0.1, 0.02),
-    "importance": "taylor",
-    "ranking": "global",
-}
-"""What prune and grow has otherwise where it grows channels."""
-
-
-def glyphs_resnet_channels(name: str, **values: Any) -> ConfigDict:
-    """The small ResNet on 16x16 glyphs, of which channels are pruned.
-
-    Args:
-      name: the method.
-      **values: values of the method.
-
-    Returns:
-      The config.
-
-    Examples:
-      >>> from experiments.configs import common
-      >>> common.glyphs_resnet_channels("filter_attention").channels.cost
-      'parameters'
-    """
-    return _of_channels(glyphs_resnet(name, **values), name)
-
-
-def glyphs_resnet20_channels(name: str, **values: Any) -> ConfigDict:
-    """ResNet-20 on 32x32 glyphs, of which channels are pruned.
-
-    Args:
-      name: the method.
-      **values: values of the method.
-
-    Returns:
-      The config.
-
-    Examples:
-      >>> from experiments.configs import common
-      >>> common.glyphs_resnet20_channels("slimming").data.size
-      32
-    """
-    config: Any = ConfigDict(glyphs_resnet(name, **values).to_dict())
-    config.data.size, config.model = 32, ConfigDict({"name": "resnet", "depth": 20})
-    return _of_channels(config, name)
-
-
-def _of_channels(config: ConfigDict, name: str) -> ConfigDict:
-    found: Any = ConfigDict(config.to_dict())
-    found.channels = ConfigDict(CHANNELS)
-    if name == "prune_and_grow":
-        found.method.update(GROWING_CHANNELS)
-    return found.lock()
 
 
 def cifar_resnet(depth: int, name: str, **values: Any) -> ConfigDict:

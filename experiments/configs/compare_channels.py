@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import channels, common
 from experiments.configs.common import Arm, plain
 
 PAAM, GROWS = "filter_attention", "prune_and_grow"
@@ -22,7 +22,7 @@ ARMS = (
     *plain("dense"),
     Arm(PAAM, PAAM, {"scope": "global"}),
     Arm("free scores", PAAM, {"scores": "free", "learner_rate": 0.1, "scope": "global"}),
-    Arm(GROWS, GROWS, common.GROWING_CHANNELS),
+    Arm(GROWS, GROWS, channels.GROWING_CHANNELS),
     Arm("taylor, at once", "gradual_magnitude", AT_ONCE, channels={"score": "taylor"}),
     Arm("gradual magnitude", "gradual_magnitude"),
     Arm("gradual taylor", "gradual_magnitude", channels={"score": "taylor"}),
@@ -39,6 +39,6 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 def get_config(study: str = "") -> ConfigDict:
     chosen = common.named(STUDIES, study)
-    recipe: Any = common.glyphs_resnet_channels("gradual_magnitude")
+    recipe: Any = channels.glyphs_resnet_channels("gradual_magnitude")
     recipe.channels.cost = "FLOPs" if study == "flops" else study
     return common.study(study, recipe, **chosen)

@@ -13,8 +13,8 @@ Expect: not measured here yet.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import channels
 
 
 def get_config(method: str = "") -> ConfigDict:
-    return common.glyphs_resnet20_channels(method)
+    return channels.glyphs_resnet20_channels(method)

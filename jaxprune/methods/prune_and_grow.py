@@ -33,7 +33,7 @@ def prune_and_grow(
     measure_steps: int = 150,
     improve_steps: int = 150,
     explore_steps: int = 150,
-    warmup: int = 0,
+    warmup: int | None = None,
     swap_fraction: float | Schedule | tuple[float, float] = (0.3, 0.05),
     importance: Literal["magnitude", "taylor"] | Score = "magnitude",
     ranking: Literal["leaf", "global"] = "leaf",
@@ -199,18 +199,18 @@ def prune_and_grow(
     )
 
 
-def _course(measure: int, improve: int, explore: int, stop: int, warmup: int) -> Cycles:
+def _course(measure: int, improve: int, explore: int, stop: int, warmup: int | None) -> Cycles:
     return cycles(
         ("measure", step_number("measure_steps", measure, 1)),
         ("improve", step_number("improve_steps", improve, 0)),
         ("explore", step_number("explore_steps", explore, 0)),
         stop=step_number("stop", stop, 1),
         then="train",
-        first=("warmup", warmup) if step_number("warmup", warmup, 0) else None,
+        first=("warmup", step_number("warmup", warmup, 0)) if warmup else None,
     )
 
 
-def _check_alive(reactivate_from: str, warmup: int) -> None:
+def _check_alive(reactivate_from: str, warmup: int | None) -> None:
     """Refuses channels that would be explored from 0."""
     if reactivate_from == "zero" or (reactivate_from == "recent" and not warmup):
         expected = 'be "init", or "recent" after a warm-up, beside `channels`'
