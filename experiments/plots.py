@@ -41,7 +41,7 @@ def color_of(method: str) -> str:
     """The colour of a method.
 
     Args:
-      method: a key of `common.METHODS`.
+      method: a key of `common.METHODS`, or of `common.CHANNEL_METHODS`.
 
     Returns:
       A colour of matplotlib; ``dense`` is black.
@@ -51,7 +51,8 @@ def color_of(method: str) -> str:
       >>> plots.color_of("dense"), plots.color_of("magnitude_attention")
       ('black', 'C0')
     """
-    return "black" if method == "dense" else f"C{list(common.METHODS).index(method) - 1}"
+    known = [*common.METHODS, *common.CHANNEL_METHODS]
+    return "black" if method == "dense" else f"C{known.index(method) - 1}"
 
 
 def network_and_data(config: Any) -> str:

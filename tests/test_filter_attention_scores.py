@@ -5,9 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from jaxprune.methods import filter_attention as module
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_the_activation() -> None:
