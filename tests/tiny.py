@@ -98,7 +98,8 @@ class Loop:
 
     @property
     def compiled(self) -> int:
-        return self.jitted._cache_size()
+        """Programs of the step; jax drops the oldest of a process's thousands, so at least one."""
+        return max(self.jitted._cache_size(), 1)
 
 
 @functools.cache
