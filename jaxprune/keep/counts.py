@@ -127,8 +127,8 @@ class cheapest:
         if not isinstance(units, Channels) or units.cost is None:
             expected = "have a cost, as network.channels(cost=...) gives them"
             raise ValueError(wrong("channels", expected, type(units).__name__))
-        steps = units.steps if drops is None else {}  # what drops for a moment is not rounded
-        fewest = _fewest(self.budget, units, steps)
+        # Also of what drops for a moment: else what stays then would decide widths for good.
+        fewest = _fewest(self.budget, units)
         worth, least, most = {}, {}, {}
         for name, score in scores.items():
             stays = kept.get(name, jnp.zeros_like(s.mask[name]))
@@ -141,7 +141,7 @@ class cheapest:
         share = 1 - jnp.asarray(self.budget.schedule(s.step), jnp.float32)
         if drops is not None:
             share *= 1 - jnp.asarray(drops(s.step), jnp.float32)
-        found = widths_within(units.cost, worth, least, most, steps, share)
+        found = widths_within(units.cost, worth, least, most, units.steps, share)
         return _highest(scores, kept, {(name,): found[name] for name in scores})
 
 
@@ -174,7 +174,7 @@ def within(budget: Budget, units: Units) -> Keep:
         raise ValueError(wrong("overrides", "be None beside a cost", dict(budget.overrides), hint))
     ramp, cost = budget.schedule, units.cost
     if isinstance(ramp, Ramp) and not is_traced(ramp.sparsity):
-        fewest = _fewest(budget, units, units.steps)
+        fewest = _fewest(budget, units)
         left = {name: np.arange(size) < fewest[name] for name, size in cost.sizes.items()}
         reached = 1 - cost(left) / cost()
         if ramp.sparsity > reached:
@@ -183,12 +183,12 @@ def within(budget: Budget, units: Units) -> Keep:
     return cheapest(budget)
 
 
-def _fewest(budget: Budget, units: Channels, steps: Mapping[str, int]) -> dict[str, int]:
+def _fewest(budget: Budget, units: Channels) -> dict[str, int]:
     """What each group keeps at least, in multiples of its step."""
     sizes = {name: group.size for name, group in units.groups.items()}
     floors = budget.floors(units.layers({name: np.ones(n, bool) for name, n in sizes.items()}))
     return {
-        name: at_least(max(floors[name], units.min_keep), steps.get(name, 1), size)
+        name: at_least(max(floors[name], units.min_keep), units.steps.get(name, 1), size)
         for name, size in sizes.items()
     }
 
