@@ -248,7 +248,7 @@ def test_a_leaf_may_be_the_gate_of_two_groups() -> None:
 
     fresh: Any = tx.init(params)
     state = fresh._replace(prune_learned=z)
-    _, new = tx.update(jax.grad(loss)(seen(z)), state, params)
+    _, new = jax.jit(tx.update)(jax.grad(loss)(seen(z)), state, params)
     found = {name: z[name] - new for name, new in states_of(new)[0].prune_learned.items()}
     tiny.close(found, jax.grad(lambda z: loss(seen(z)))(z))
 

@@ -132,9 +132,10 @@ def filter_attention(
       ...     attention_steps=2, scope="layer",
       ... )
       >>> state, x = tx.init(params), jnp.array([[1.0, 2.0, 3.0, 4.0]])
+      >>> update = jax.jit(tx.update)
       >>> for _ in range(3):
       ...     grads = jax.grad(lambda p: -jnp.mean(fn(p, x)))(params)
-      ...     updates, state = tx.update(grads, state, params)
+      ...     updates, state = update(grads, state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> int(jaxprune.get_masks(state)["first[1]"].sum())
       2
