@@ -74,17 +74,6 @@ class Experiment:
             config.channels.update(arm.channels)
         return config
 
-    def optimizer(self, config: Any) -> optax.GradientTransformation:
-        """The optimizer of a config, inside its method.
-
-        Args:
-          config: what `config` returned.
-
-        Returns:
-          The transformation.
-        """
-        return optimizers.build(config, self.choice(config))
-
     def choice(self, config: Any) -> Any:
         """The channels that a config prunes; None where it prunes weights, or nothing.
 
@@ -118,8 +107,9 @@ class Experiment:
                 found.append((step, mask))
 
         config = self.config(arm, sparsity)
-        state = training.create(self.model, self.optimizer(config), self.train, seed=0)
-        self._trained(_with_random_masks(state, config, self.optimizer), config, watch)
+        choice = self.choice(config)
+        state = training.create(self.model, optimizers.build(config, choice), self.train, seed=0)
+        self._trained(_with_random_masks(state, config, choice), config, watch)
         return found
 
     def runs(
@@ -139,7 +129,8 @@ class Experiment:
         config = self.config(arm, _sparsity_of(finished, arm, sparsity))
         longer = _steps_at_equal_flops(finished, arm, sparsity)
         config.steps = round(longer * self.recipe.steps)
-        tx, choice = self.optimizer(config), self.choice(config)
+        choice = self.choice(config)
+        tx = optimizers.build(config, choice)
         if arm.layers_of:  # all kept, and masks of each seed below
             state = training.create(self.model, tx, self.train, 0)
             whole = jax.tree.map(jnp.ones_like, jaxprune.get_masks(state.opt_state))
@@ -157,7 +148,7 @@ class Experiment:
                 expected = sum(kept for kept, _ in layers.values()) if counted else None
                 state = _with_shuffled_masks(state, layers, seed)
             else:
-                state = _with_random_masks(state, config, self.optimizer)
+                state = _with_random_masks(state, config, choice)
             state, curve = self._trained(state, config)
             result = training.result(state, self.test, config)
             if expected is not None:
@@ -198,17 +189,13 @@ class Experiment:
         return state, curve
 
 
-def _with_random_masks(
-    state: training.State,
-    config: Any,
-    build: Callable[[Any], optax.GradientTransformation] = optimizers.build,
-) -> training.State:
+def _with_random_masks(state: training.State, config: Any, choice: Any = None) -> training.State:
     """Random masks of the run's own seed: they are part of the state, so nothing recompiles."""
     if "seed" not in config.method:
         return state
     seeded: Any = ConfigDict(config.to_dict())
     seeded.method.seed = config.seed
-    drawn = build(seeded).init(state.params)
+    drawn = optimizers.build(seeded, choice).init(state.params)
     own = {name: optax.tree.get(drawn, name) for name in ("prune_key", "prune_mask")}
     return state.replace(opt_state=optax.tree.set(state.opt_state, **own))
 

@@ -213,7 +213,7 @@ def recalibrated(state: training.State, dataset: data.Dataset, batches: int = 60
     @jax.jit
     def look(stats: Any, image: jax.Array) -> Any:
         variables = {"params": state.params, "batch_stats": stats}
-        images = jnp.asarray(image, jnp.float32) / 127.5 - 1.0
+        images = training.normalized(image)
         return state.apply_fn(variables, images, train=True, mutable=["batch_stats"])[1]
 
     stats, size = state.batch_stats, min(100, len(dataset.labels))

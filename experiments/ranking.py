@@ -117,7 +117,7 @@ def gradients(state: training.State, batches: Sequence[data.Batch]) -> Any:
     def one(batch: data.Batch) -> Any:
         def loss(params: Any) -> jax.Array:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            images = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1.0
+            images = training.normalized(batch["image"])
             logits, _ = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 

@@ -94,7 +94,21 @@ def _initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
     return model.init(key, images, train=False)
 
 
-def _normalized(images: ArrayLike) -> jax.Array:
+def normalized(images: ArrayLike) -> jax.Array:
+    """Images as networks get them.
+
+    Args:
+      images: uint8.
+
+    Returns:
+      float32 in [-1, 1].
+
+    Examples:
+      >>> import numpy as np
+      >>> from experiments import training
+      >>> training.normalized(np.array([0, 255], np.uint8)).tolist()
+      [-1.0, 1.0]
+    """
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
@@ -112,7 +126,7 @@ def train_step(state: State, batch: data.Batch) -> tuple[State, dict[str, jax.Ar
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        images = _normalized(batch["image"])
+        images = normalized(batch["image"])
         logits, new = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean(), (logits, new.get("batch_stats", {}))
@@ -137,7 +151,7 @@ def _mean_cost(state: State) -> jax.Array:
 @jax.jit
 def _right(state: State, batch: data.Batch) -> jax.Array:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = state.apply_fn(variables, _normalized(batch["image"]), train=False)
+    logits = state.apply_fn(variables, normalized(batch["image"]), train=False)
     return jnp.sum(logits.argmax(axis=-1) == batch["label"], dtype=jnp.int32)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxprune.network import Cost, Group, Leaf, Network
-from jaxprune.network.costs import Part, Term, Width, axes_of
+from jaxprune.network.costs import Term, Width, axes_of, shared_out
 from jaxprune.network.cuts import cut_of
 from jaxprune.network.program import all_arrays, data_of, program_of, shape_of, walked, when_removed
 from jaxprune.network.small import Small, kept_of, sizes
@@ -117,11 +117,7 @@ class _Layers:
         own = [g for g in self.groups.values() if any(m.path == leaf.path for m in g.members)]
         dense = self.of_leaf(leaf.path, sites, {})
         if not 1 <= len(own) <= 2:
-            parts = itertools.product(*(axis for axis in axes_of(leaf, own) if axis))
-            return [
-                Term(leaf.path, dense * math.prod(p for p, _ in each), _together(each))
-                for each in parts
-            ]
+            return shared_out(leaf.path, dense, axes_of(leaf, own))
         grid = tuple(_points(group.size, round_to) for group in own)
         names = [group.name for group in own]
         values = [
@@ -144,10 +140,8 @@ class _Layers:
             ]
         of_one, rest = (total - layers) / sum(self.sizes.values()), []
         for leaf, size in self.sizes.items():
-            parts = axes_of(leaf, [*self.groups.values()])
-            for each in itertools.product(*(parts[k] for k in leaf.outputs if parts[k])):
-                share = math.prod(part for part, _ in each)
-                rest.append(Term(leaf.path, of_one * size * share, _together(each)))
+            axes = axes_of(leaf, [*self.groups.values()])
+            rest += shared_out(leaf.path, of_one * size, [axes[k] for k in leaf.outputs])
         return [*terms, *rest]
 
     def of_leaf(self, path: str, sites: Sequence[Site], widths: Mapping[str, int]) -> float:
@@ -190,10 +184,6 @@ class _Layers:
             keeps = [(value, by.keeps(path, value.shape)) for path, value in pairs]
             self.known[name, width] = kept_of(self.walk, keeps)
         return self.known[name, width]
-
-
-def _together(parts: Sequence[Part]) -> tuple[Width, ...]:
-    return tuple(width for _, widths in parts for width in widths)
 
 
 def _points(size: int, step: int) -> tuple[int, ...]:

@@ -70,6 +70,10 @@ class Ranked:
         return jax.tree.map(function, self)
 
 
+Scores = Mapping[str, Ranked]
+"""Scores by site, as a change of masks ranks them."""
+
+
 class Signals(NamedTuple):
     """What a part may look at.
 
@@ -124,7 +128,7 @@ class Chosen(NamedTuple):
 class Keep(Protocol):
     """Which units stay: `largest`, `n_of_m`, `above`, `everything`, or any like them."""
 
-    def __call__(self, scores: Mapping[str, Ranked], s: Signals, kept: Leaves) -> Chosen:
+    def __call__(self, scores: Scores, s: Signals, kept: Leaves) -> Chosen:
         """The masks after a change.
 
         Args:

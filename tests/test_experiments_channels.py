@@ -105,7 +105,7 @@ def test_the_studies_name_arms_that_can_be_built(toy: data.Dataset) -> None:
         experiment = arms.Experiment(config.recipe)
         for arm in config.arms:
             made = experiment.config(arm, 0.5 if arm.method != "dense" else 0.0)
-            experiment.optimizer(made)
+            optimizers.build(made, experiment.choice(made))
     for name in (*common.METHODS, *common.CHANNEL_METHODS):
         made: Any = resnet20_glyphs_channels.get_config(name)
         assert made.method.name == name

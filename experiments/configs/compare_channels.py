@@ -19,9 +19,8 @@ PAAM, GROWS = "filter_attention", "prune_and_grow"
 AT_ONCE = {"ramp": (0.1, 0.1)}
 
 ARMS = (
-    *plain("dense"),
-    Arm(PAAM, PAAM, {"scope": "global"}),
-    Arm("free scores", PAAM, {"scores": "free", "learner_rate": 0.1, "scope": "global"}),
+    *plain("dense", PAAM),
+    Arm("free scores", PAAM, {"scores": "free", "learner_rate": 0.1}),
     Arm(GROWS, GROWS, channels.GROWING_CHANNELS),
     Arm("taylor, at once", "gradual_magnitude", AT_ONCE, channels={"score": "taylor"}),
     Arm("gradual magnitude", "gradual_magnitude"),

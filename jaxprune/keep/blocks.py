@@ -2,17 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from jaxprune.keep.ends import at_end
 from jaxprune.masks.patterns import block_means, block_shape, spread_blocks
-from jaxprune.types import Chosen, Keep, Leaves, Ranked, Signals, wrong
+from jaxprune.types import Chosen, Keep, Leaves, Ranked, Scores, Signals, wrong
 from jaxprune.units import Layers, units_of
-
-Scores = Mapping[str, Ranked]
 
 
 def in_blocks(keep: Keep, shape: Sequence[int] | None) -> Keep:

@@ -16,10 +16,8 @@ from jaxprune.network import at_least
 from jaxprune.numbers import is_traced
 from jaxprune.schedules import Ramp
 from jaxprune.selection import as_array, count_true
-from jaxprune.types import Chosen, Counts, Keep, Leaves, Ranked, Signals, wrong
+from jaxprune.types import Chosen, Counts, Keep, Leaves, Scores, Signals, wrong
 from jaxprune.units import Channels, Layers, Units, units_of
-
-Scores = Mapping[str, Ranked]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The highest of every group of neighbours: N:M sparsity."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,10 +10,8 @@ from jaxprune.masks.patterns import check_groups
 from jaxprune.numbers import is_traced
 from jaxprune.schedules import Ramp
 from jaxprune.selection import any_nan, as_array
-from jaxprune.types import Chosen, Leaves, Ranked, Signals, wrong
+from jaxprune.types import Chosen, Leaves, Scores, Signals, wrong
 from jaxprune.units import Layers, units_of
-
-Scores = Mapping[str, Ranked]
 
 
 @dataclasses.dataclass(frozen=True)

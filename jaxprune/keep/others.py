@@ -1,15 +1,12 @@
 """What is above a threshold, and everything."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax.numpy as jnp
 
 from jaxprune.selection import any_nan, is_above
-from jaxprune.types import Chosen, Leaves, Ranked, Signals
+from jaxprune.types import Chosen, Leaves, Scores, Signals
 from jaxprune.units import Layers
-
-Scores = Mapping[str, Ranked]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxprune.numbers import checked_share, is_traced, step_number
 from jaxprune.schedules import Ramp, When, constant, cubic, either, every, once
 from jaxprune.trees import Where, by_path
 from jaxprune.types import one_of, wrong
-from jaxprune.units import Channels, Stacked, Units, units_for
+from jaxprune.units import Stacked, Units, units_for
 
 Schedule = Callable[[Any], Any]
 """n -> a number, n the updates completed; as optax has it."""
@@ -95,7 +95,7 @@ def sparsity_of_start(start: Any, units: Units, argument: str = "start") -> Any:
     if start is None or callable(start):
         return 0.0
     masks = by_path(start)
-    if isinstance(units, Channels) and units.cost is not None:
+    if units.cost is not None:
         return 1 - units.cost({site: masks[site] for site in units.own(masks)}) / units.cost()
     pruned = [masks[site] for site in units.own(masks)]
     total = sum(mask.size for mask in pruned)
@@ -186,7 +186,7 @@ def budget_of(
         return Budget(constant(sparsity), distribution, overrides, min_density)
     if start is None or callable(start) or isinstance(start, str):
         raise ValueError(wrong("sparsity", "be given unless `start` is masks", None))
-    if distribution == "global" or (isinstance(units, Channels) and units.cost is not None):
+    if distribution == "global" or units.cost is not None:
         share = sparsity_of_start(start, units)
         return Budget(constant(share), distribution, overrides, min_density)
     given = {path: np.asarray(mask, bool) for path, mask in by_path(start).items()}

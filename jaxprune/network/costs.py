@@ -217,11 +217,7 @@ def cost_of(leaves: Iterable[Leaf], groups: Sequence[Group], unit: str) -> Cost:
     for leaf in leaves:
         dense = float(math.prod(leaf.shape)) if unit == "parameters" else leaf.flops
         if dense:
-            axes = [axis for axis in axes_of(leaf, groups) if axis]
-            for parts in itertools.product(*axes):
-                share = math.prod(part for part, _ in parts)
-                widths = tuple(width for _, own in parts for width in own)
-                found.append(Term(leaf.path, dense * share, widths))
+            found += shared_out(leaf.path, dense, axes_of(leaf, groups))
     if not found:
         raise ValueError(wrong("cost", f"find {unit} in the network", "none"))
     return Cost(unit, sizes, tuple(found))
@@ -229,6 +225,18 @@ def cost_of(leaves: Iterable[Leaf], groups: Sequence[Group], unit: str) -> Cost:
 
 Part = tuple[float, tuple[Width, ...]]
 """A share of an axis' indices, and the widths whose product they are."""
+
+
+def shared_out(layer: str, dense: float, axes: Iterable[list[Part]]) -> list[Term]:
+    """What a layer costs by the shares that are left of axes: a term for each choice of parts."""
+    return [
+        Term(
+            layer,
+            dense * math.prod(part for part, _ in parts),
+            tuple(width for _, own in parts for width in own),
+        )
+        for parts in itertools.product(*(axis for axis in axes if axis))
+    ]
 
 
 def axes_of(leaf: Leaf, groups: Sequence[Group]) -> list[list[Part]]:

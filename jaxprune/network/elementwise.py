@@ -18,6 +18,7 @@ from jaxprune.network.values import (
     Origin,
     Value,
     common,
+    is_known,
     leaves_of,
     made_of,
 )
@@ -66,10 +67,10 @@ def outcome(equation: Equation, states: Sequence[float], numbers: Sequence[float
     name = equation.name
     if name in _MOVES:
         return states[0]
-    if name in _KNOWN and all(map(_is_known, states)):
+    if name in _KNOWN and all(map(is_known, states)):
         return _computed(equation, states)
     if name == "select_n":
-        if _is_known(states[0]):
+        if is_known(states[0]):
             which = 1 + int(states[0])
             return SINGULAR if _is_infinite(numbers[which]) else states[which]
         # A NaN that is written out stands for what does not happen.
@@ -88,7 +89,7 @@ def outcome(equation: Equation, states: Sequence[float], numbers: Sequence[float
     if name in ("mul", "div", "rem") and any(map(_is_infinite, numbers)):
         return SINGULAR
     if name in ("add", "sub", "add_any") and not any(zero):
-        less = name == "sub" or any(_is_known(state) and state < 0 for state in states)
+        less = name == "sub" or any(is_known(state) and state < 0 for state in states)
         return PERHAPS if less else NUMBER  # a difference may be 0 though its parts are not
     if name in ("div", "rem"):
         return SINGULAR if zero[1] else ZERO if zero[0] else NUMBER
@@ -100,10 +101,6 @@ def outcome(equation: Equation, states: Sequence[float], numbers: Sequence[float
 def _is_infinite(number: float | None) -> bool:
     """Whether it is a constant, and inf or NaN."""
     return number is not None and not np.isfinite(number)
-
-
-def _is_known(state: float) -> bool:
-    return bool(np.isfinite(state)) and state != PERHAPS
 
 
 def _computed(equation: Equation, states: Sequence[float]) -> float:
@@ -200,13 +197,7 @@ def _axis(walk: Walk, equation: Equation, inputs: list[Value], k: int, leaf: boo
 def _states(value: Value, k: int, size: int) -> np.ndarray:
     """What the masked network has in an operand along an axis of the result."""
     along = bool(value.axes) and value.axes[k].size == size
-    return value.masked(k) if along else np.full(size, _state(value))
-
-
-def _state(value: Value) -> float:
-    """What the masked network has in an operand everywhere."""
-    known = value.number is not None and np.isfinite(value.number)
-    return value.number if known and value.number is not None else NUMBER
+    return value.masked(k) if along else np.full(size, value.state)
 
 
 def _number(equation: Equation, inputs: list[Value]) -> float | None:
@@ -214,8 +205,8 @@ def _number(equation: Equation, inputs: list[Value]) -> float | None:
     numbers = [value.number for value in inputs]
     if equation.name in _SAME and numbers[0] is not None:
         return -numbers[0] if equation.name == "neg" else numbers[0]
-    found = outcome(equation, [*map(_state, inputs)], numbers)
-    return found if _is_known(found) else None
+    found = outcome(equation, [value.state for value in inputs], numbers)
+    return found if is_known(found) else None
 
 
 def _marks(name: str, inputs: list[Value]) -> tuple[tuple[int, ...], tuple[int, ...]]:

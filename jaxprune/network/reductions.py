@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from jaxprune.network.shapes import moved
-from jaxprune.network.values import NUMBER, PERHAPS, ZERO, Value, fixed_axis, sums_of
+from jaxprune.network.values import NUMBER, ZERO, Value, fixed_axis, is_known, sums_of
 from jaxprune.network.walk import Equation, Walk, rule, unknown
 
 
@@ -32,7 +32,7 @@ def _(walk: Walk, equation: Equation, inputs: list[Value]) -> list[Value]:
 
 def _reduced(name: str, masked: np.ndarray, number: int) -> np.ndarray:
     """What reductions of so many equal numbers are, where those are known."""
-    known = np.isfinite(masked) & (masked != PERHAPS)
+    known = is_known(masked)
     if name in ("reduce_max", "reduce_min"):
         return masked
     if name == "reduce_sum":

@@ -1,6 +1,6 @@
 """What a walk knows of a value: of each axis, of which leaves it is made, which layer gave it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,10 +82,16 @@ class Value(NamedTuple):
         """Its shape."""
         return tuple(axis.size for axis in self.axes)
 
+    @property
+    def state(self) -> float:
+        """What the masked network has everywhere: a number that is known, or NUMBER."""
+        number = self.number
+        return number if number is not None and np.isfinite(number) else NUMBER
+
     def masked(self, axis: int) -> np.ndarray:
         """What the masked network has along an axis, `[N]`."""
-        known = self.number is not None and np.isfinite(self.number)
-        return np.full(self.axes[axis].size, self.number) if known else self.axes[axis].masked
+        state = self.state
+        return np.full(self.axes[axis].size, state) if is_known(state) else self.axes[axis].masked
 
 
 def fixed_axis(size: int, of: tuple[tuple[str, int], ...] = ()) -> Axis:
@@ -108,6 +114,11 @@ def made_of(values: list[Value]) -> frozenset[str] | None:
     found = [value.made for value in values]
     known = [made for made in found if made is not None]
     return frozenset[str]().union(*known) if len(known) == len(found) else None
+
+
+def is_known(state: Any) -> Any:
+    """Whether a state, or each of several, is a number."""
+    return np.isfinite(state) & (state != PERHAPS)
 
 
 def common(states: np.ndarray, axis: int | tuple[int, ...] = 0) -> np.ndarray:

@@ -45,6 +45,8 @@ class Entries:
     multiple_of: int = 1
     network: Network | None = None
 
+    cost = None  # budgets count entries
+
     def __post_init__(self) -> None:
         """Brings what was given into a form that can be hashed."""
         for field in dataclasses.fields(self):
