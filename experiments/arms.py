@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 import jaxprune
-from experiments import channels, data, models, optimizers, states, training
+from experiments import channels, cut_steps, data, models, optimizers, states, training
 from experiments.configs import common
 from experiments.configs.common import Arm
 from jaxprune import trees
@@ -171,11 +171,12 @@ class Experiment:
     ) -> tuple[training.State, list[dict[str, float]]]:
         """The state after all updates; no device is waited for but where the curve is taken."""
         curve, window = [], []
+        train_step = cut_steps.step_of(config, self.model, self.train.images.shape[1:])
         batches = data.batches(
             self.train, config.batch_size, seed=config.seed, augment=config.augment
         )
         for step, batch in zip(range(1, config.steps + 1), batches, strict=False):
-            state, metrics = training.train_step(state, batch)
+            state, metrics = train_step(state, batch)
             window.append(metrics)
             if watch:
                 watch(step, state)

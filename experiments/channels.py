@@ -166,6 +166,25 @@ def shrunk(model: nn.Module, state: training.State, shape: tuple[int, ...]) -> j
     return small
 
 
+def applied(small: jaxprune.Shrunk, model: nn.Module) -> Callable[..., Any]:
+    """A cut network as flax's ``model.apply``.
+
+    Args:
+      small: the cut network.
+      model: the whole one.
+
+    Returns:
+      A function of ``{"params": ..., "batch_stats": ...}``, both cut, and images.
+    """
+    by_mode = {False: small.fn, True: small.bind(functions(model)[1])}
+
+    def apply(variables: Any, images: jax.Array, *, train: bool, mutable: Any = ()) -> Any:
+        del mutable  # the function that trains returns the new statistics
+        return by_mode[train](variables["params"], variables["batch_stats"], images)
+
+    return apply
+
+
 def small_state(
     small: jaxprune.Shrunk, model: nn.Module, state: training.State, tx: Any, opt_state: Any
 ) -> training.State:
@@ -181,14 +200,8 @@ def small_state(
     Returns:
       A state for `training.train_step`, at step 0.
     """
-    by_mode = {False: small.fn, True: small.bind(functions(model)[1])}
-
-    def apply(variables: Any, images: jax.Array, *, train: bool, mutable: Any = ()) -> Any:
-        del mutable  # the function that trains returns the new statistics
-        return by_mode[train](variables["params"], variables["batch_stats"], images)
-
     return state.replace(
-        apply_fn=apply,
+        apply_fn=applied(small, model),
         params=small.params,
         batch_stats=small.also,
         tx=tx,

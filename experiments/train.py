@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from experiments import (
     channels,
     checkpoints,
+    cut_steps,
     data,
     logs,
     models,
@@ -53,6 +54,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     model = models.build(config.model, images.classes)
     tx = optimizers.build(config, channels.choice(config, model, images.images.shape[1:], workdir))
     fresh = training.create(model, tx, images, config.seed)
+    train_step = cut_steps.step_of(config, model, images.images.shape[1:])
 
     with checkpoints.manager(workdir) as manager:
         state = checkpoints.restore(manager, fresh, config)
@@ -65,7 +67,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         )
         window = []
         for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=False):
-            state, metrics = training.train_step(state, batch)
+            state, metrics = train_step(state, batch)
             progress.advance()
             window.append(metrics)
             last = step == config.steps
@@ -88,6 +90,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if config.channels and states.is_pruned(state.opt_state):
         of_cut, small = channels.of_cut(model, state, test)
         result |= of_cut
+        if isinstance(train_step, cut_steps.CutSteps):
+            result["training_time"] = train_step.told()
         channels.write(small, test, result["accuracy"], workdir)
     (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     plots.of_run(workdir, config, result, state.opt_state)
@@ -104,6 +108,13 @@ def main(argv: list[str]) -> None:
     if "parameters" in result:
         (less, whole), (taken, dense) = result["parameters"], result["milliseconds"]
         kept += f", {less:,} of {whole:,} parameters, {taken:.1f} instead of {dense:.1f} ms"
+    if result.get("training_time", {}).get("share"):
+        spent, flops = result["training_time"], result["training_flops"]
+        print(
+            f"training: {spent['share']:.3f} of the time of as many steps of the whole network, "
+            f"{flops:.3f} of its FLOPs; {spent['seconds']:.0f} s for {spent['steps']} steps, and "
+            f"{spent['compiling']:.0f} s to compile {spent['programs']} cut networks"
+        )
     print(f"test accuracy {result['accuracy']:.2%}, {kept}; see {flags.FLAGS.workdir}")
 
 

@@ -6,8 +6,8 @@ leave out the steps in which a method trains more of the network than its masks 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -123,22 +123,67 @@ def train_step(state: State, batch: data.Batch) -> tuple[State, dict[str, jax.Ar
     Returns:
       The new state; ``loss`` and ``accuracy`` of the batch, float32 scalars on the device.
     """
+    found = gradients(state.apply_fn, state.params, state.batch_stats, batch)
+    return updated(state, found), found.metrics
+
+
+class Gradients(NamedTuple):
+    """What a batch says.
+
+    Attributes:
+      grads: the gradient of the loss, a tree like the params.
+      batch_stats: the running statistics with this batch.
+      metrics: ``loss`` and ``accuracy``, float32 scalars.
+    """
+
+    grads: Any
+    batch_stats: Any
+    metrics: dict[str, jax.Array]
+
+
+def gradients(
+    apply_fn: Callable[..., Any], params: Any, batch_stats: Any, batch: data.Batch
+) -> Gradients:
+    """The gradient of the loss on a batch.
+
+    Args:
+      apply_fn: the network, as flax's ``model.apply``.
+      params: its params.
+      batch_stats: its running statistics.
+      batch: uint8 ``image`` and int32 ``label``.
+
+    Returns:
+      Gradient, statistics and metrics.
+    """
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, "batch_stats": batch_stats}
         images = normalized(batch["image"])
-        logits, new = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+        logits, new = apply_fn(variables, images, train=True, mutable=["batch_stats"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean(), (logits, new.get("batch_stats", {}))
 
-    (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+    right = jnp.mean(logits.argmax(axis=-1) == batch["label"], dtype=jnp.float32)
+    return Gradients(grads, stats, {"loss": loss, "accuracy": right})
+
+
+def updated(state: State, found: Gradients) -> State:
+    """The state after an update.
+
+    Args:
+      state: the training state.
+      found: what `gradients` returned of it.
+
+    Returns:
+      The new state.
+    """
+    stats = found.batch_stats
     if states.is_pruned(state.opt_state):  # statistics of the dense network would mislead
         dense = jaxprune.sees_dense(state.opt_state)  # read before the update
         stats = jax.tree.map(functools.partial(jnp.where, dense), state.batch_stats, stats)
     cost = _mean_cost(state)
-    state = state.apply_gradients(grads=grads, batch_stats=stats, flops=cost)
-    right = jnp.mean(logits.argmax(axis=-1) == batch["label"], dtype=jnp.float32)
-    return state, {"loss": loss, "accuracy": right}
+    return state.apply_gradients(grads=found.grads, batch_stats=stats, flops=cost)
 
 
 def _mean_cost(state: State) -> jax.Array:

@@ -117,11 +117,12 @@ def _check_fresh(state: PruneState, weights: Leaves) -> None:
     """Refuses params that have been pruned, beside a state that has had no update."""
     start = state.prune_spec.parts.start
     s = signals_of(state, weights)
-    zeros = {path: weights[path] == 0 for path in s.support}
+    support = s.support
+    zeros = {path: weights[path] == 0 for path in support}
     others = [path for path in zeros if not bool(jnp.all(zeros[path]))]
-    pruned = sum(int(jnp.sum(~s.support[path] & zeros[path])) for path in others)
-    kept = sum(int(jnp.sum(s.support[path] & zeros[path])) for path in others)
-    off = sum(int(jnp.sum(~s.support[path] & ~zeros[path])) for path in others)
+    pruned = sum(int(jnp.sum(~support[path] & zeros[path])) for path in others)
+    kept = sum(int(jnp.sum(support[path] & zeros[path])) for path in others)
+    off = sum(int(jnp.sum(~support[path] & ~zeros[path])) for path in others)
     as_drawn = isinstance(start, AtRandom) and pruned and not off
     if as_drawn or (start is None and kept):
         came = f"one before its first update, beside params with {pruned + kept} zeros"

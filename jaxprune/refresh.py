@@ -139,7 +139,8 @@ def _grown(parts: Parts, before: Signals, after: Signals) -> dict[str, jax.Array
     """Entries that the masks keep now, and did not before."""
     if parts.view.settle is None:
         return {}
-    return {path: m & ~before.support[path] for path, m in after.support.items()}
+    old = before.support
+    return {path: m & ~old[path] for path, m in after.support.items()}
 
 
 def moving(parts: Parts, s: Signals) -> dict[str, jax.Array]:

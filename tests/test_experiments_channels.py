@@ -55,11 +55,13 @@ def recipe(name: str, **values: Any) -> Any:
 
 def test_a_run_is_cut_and_written(tmp_path: pathlib.Path, capsys: Any) -> None:
     config = recipe("filter_attention", attention_steps=3, scope="global", scores="free")
+    config.cut_steps = True
     result = train.train(config, tmp_path / "whole")
     assert "Loaded in a fresh process" in capsys.readouterr().out
     less, whole = result["parameters"]
     assert less <= 0.5 * whole and result["kept"] < result["total"]
     assert 0 < result["inference_flops"] < 1
+    assert result["training_time"]["steps"] == 12 and result["training_time"]["programs"] >= 1
     tree = jaxprune.load_sparse(tmp_path / "whole" / "cut.safetensors")
     assert sum(x.size for x in jax.tree.leaves(tree["params"])) == less
     assert (tmp_path / "whole" / "channels.png").stat().st_size > 5_000

@@ -62,6 +62,7 @@ def glyphs_resnet20_channels(name: str, **values: Any) -> ConfigDict:
     """
     config: Any = ConfigDict(common.glyphs_resnet(name, **values).to_dict())
     config.data.size, config.model = 32, ConfigDict({"name": "resnet", "depth": 20})
+    config.cut_steps = True
     return _of_channels(config, name)
 
 

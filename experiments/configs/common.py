@@ -241,6 +241,7 @@ def _base(chosen: ConfigDict, **values: Any) -> ConfigDict:
         "augment": False,
         "where": "",  # empty: the default rule of jaxprune
         "channels": {},  # empty: weights; else what `network.channels` takes
+        "cut_steps": False,  # whether steps compute only the channels that are kept
         "method": chosen,
         "log_every": 20,
         "evaluate_every": 100,

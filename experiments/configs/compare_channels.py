@@ -30,14 +30,31 @@ ARMS = (
     Arm("shuffled", "static", layers_of="gradual magnitude"),
 )
 
+CHOICES = (
+    *(Arm(f"{PAAM}, {rate}", PAAM, {"learner_rate": rate}) for rate in (0.01, 0.03, 0.1)),
+    *(
+        Arm(f"free scores, {rate}", PAAM, {"scores": "free", "learner_rate": rate})
+        for rate in (0.01, 0.03, 0.1)
+    ),
+    *(
+        Arm(f"{GROWS}, {steps}", GROWS, channels.GROWING_CHANNELS | {"explore_steps": steps})
+        for steps in (5, 20)
+    ),
+    *(Arm(f"slimming, {price}", "slimming", {"strength": price}) for price in (1e-5, 1e-4, 1e-3)),
+)
+"""Hyper-parameters to choose from, on images that are neither trained on nor tested on."""
+
 STUDIES: dict[str, dict[str, Any]] = {
     name: {"arms": ARMS, "sparsities": (0.5, 0.833), "subjects": (PAAM, GROWS)}
     for name in ("parameters", "flops")
-}
+} | {"validation": {"arms": CHOICES, "sparsities": (0.5, 0.833), "seeds": 2}}
 
 
 def get_config(study: str = "") -> ConfigDict:
     chosen = common.named(STUDIES, study)
     recipe: Any = channels.glyphs_resnet_channels("gradual_magnitude")
-    recipe.channels.cost = "FLOPs" if study == "flops" else study
+    if study == "flops":
+        recipe.channels.cost = "FLOPs"
+    if study == "validation":
+        recipe.test_split = "validation"
     return common.study(study, recipe, **chosen)

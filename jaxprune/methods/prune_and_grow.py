@@ -305,17 +305,19 @@ def _view(phases: Cycles, reactivate: str, grow: str, freeze_kept: bool, rest: b
         return phases(s.step).named("explore")
 
     def apply(s: Signals) -> Leaves:
-        return masked(s.dense, {path: m | exploring(s) for path, m in s.support.items()})
+        now = exploring(s)
+        return masked(s.dense, {path: m | now for path, m in s.support.items()})
 
     def update_scale(s: Signals) -> Leaves:
-        now = exploring(s)
-        scale = {path: m ^ now if freeze_kept else m | now for path, m in s.support.items()}
-        others = [path for path in s.dense if path not in s.support] if rest else []
+        now, support = exploring(s), s.support
+        scale = {path: m ^ now if freeze_kept else m | now for path, m in support.items()}
+        others = [path for path in s.dense if path not in support] if rest else []
         return scale | dict.fromkeys(others, ~now)
 
     def settle(s: Signals, grown: Leaves) -> Leaves:
-        dense = {path: s.dense[path] for path in s.support}
-        for path, m in s.support.items():
+        support = s.support
+        dense = {path: s.dense[path] for path in support}
+        for path, m in support.items():
             if reactivate == "zero":
                 dense[path] = jnp.where(m, dense[path], 0)
             if reactivate == "recent":  # 0 at first, then whatever it was last

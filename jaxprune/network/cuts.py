@@ -30,6 +30,11 @@ class Kept(NamedTuple):
     size: int
     runs: Runs
 
+    @property
+    def indices(self) -> np.ndarray:
+        """The indices that are kept, in order."""
+        return expanded(self.runs)
+
 
 class Cut(NamedTuple):
     """A cut, static and without arrays.
@@ -55,7 +60,7 @@ class Cut(NamedTuple):
         for each in self.kept:
             if each.path == path:
                 found[each.axis] = np.zeros(each.size, bool)
-                found[each.axis][expanded(each.runs)] = True
+                found[each.axis][each.indices] = True
         return found
 
     def to_json(self) -> str:

@@ -1,0 +1,202 @@
+"""Training at the small network's cost: what is pruned is not computed.
+
+Between two changes of its channels a network trains as the cut one, and as the whole one only where
+a method trains more than its masks keep. The state stays whole: optimizer, masks and checkpoints
+know nothing of it, and a run goes on from any step to the same bits.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune
+from experiments import channels, data, training
+from jaxprune import trees
+
+Places = dict[str, dict[int, tuple[jax.Array, jax.Array]]]
+"""By path and axis: the indices that are kept, and where each index of the whole axis went; one
+past the last where it is gone. Statistics of batch norm have ``also:`` before their paths."""
+
+Step = Callable[[training.State, data.Batch], tuple[training.State, dict[str, jax.Array]]]
+
+
+def step_of(config: Any, model: nn.Module, shape: tuple[int, ...]) -> "Step | CutSteps":
+    """The training step of an experiment.
+
+    Args:
+      config: the experiment; ``config.cut_steps`` asks for steps on cut networks.
+      model: the network.
+      shape: of an image.
+
+    Returns:
+      `training.train_step`, or `CutSteps` in its place.
+
+    Raises:
+      ValueError: if cut networks are asked for where no channels are pruned.
+    """
+    if not config["cut_steps"] or config["method"]["name"] == "dense":
+        return training.train_step
+    if not config["channels"]:
+        raise ValueError("`config.cut_steps` must be False where weights are pruned, got True")
+    return CutSteps(model, shape)
+
+
+class CutSteps:
+    """`training.train_step` of a run that prunes channels, on those that are kept.
+
+    A program is compiled once for each cut network: where other channels of the same widths make
+    the same one it is used again.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        """The steps of a network.
+
+        Args:
+          model: the network.
+          shape: of an image.
+        """
+        self.model, self.net = model, channels.traced(model, shape)
+        self.counts = {"whole": 0, "cut": 0}
+        self.seconds = {"whole": 0.0, "cut": 0.0, "compiling": 0.0}
+        self._masks: Any = None
+        self._programs: dict[str, Any] = {}
+        self._whole = self._cut = self._update = None
+
+    def __call__(
+        self, state: training.State, batch: data.Batch
+    ) -> tuple[training.State, dict[str, jax.Array]]:
+        """One update, waited for.
+
+        Args:
+          state: the training state, donated.
+          batch: uint8 ``image`` and int32 ``label``.
+
+        Returns:
+          The new state; ``loss`` and ``accuracy`` of the batch.
+        """
+        dense, masks = jax.device_get(_look(state.opt_state))
+        kind = "whole" if dense or all(mask.all() for mask in masks.values()) else "cut"
+        began = time.perf_counter()
+        step = (
+            self._of_whole(state, batch) if kind == "whole" else self._of_cut(state, batch, masks)
+        )
+        ready = time.perf_counter()
+        found = jax.block_until_ready(step(state, batch))
+        self.seconds["compiling"] += ready - began
+        self.seconds[kind] += time.perf_counter() - ready
+        self.counts[kind] += 1
+        return found
+
+    def told(self) -> dict[str, Any]:
+        """What the steps took.
+
+        Returns:
+          ``steps``; ``seconds`` they took; ``share``, of as many steps of the whole network, None
+          if fewer than three of those were seen; ``compiling``, seconds beside, and ``programs``,
+          of cut networks.
+        """
+        steps, taken = sum(self.counts.values()), self.seconds["whole"] + self.seconds["cut"]
+        whole, share = self.counts["whole"], None
+        if whole >= _FEWEST:
+            share = taken / (steps * self.seconds["whole"] / whole)
+        return {
+            "steps": steps,
+            "seconds": taken,
+            "share": share,
+            "compiling": self.seconds["compiling"],
+            "programs": len(self._programs),
+        }
+
+    def _of_whole(self, state: training.State, batch: data.Batch) -> Step:
+        if self._whole is None:
+            self._whole = training.train_step.lower(state, batch).compile()
+        return self._whole
+
+    def _of_cut(self, state: training.State, batch: data.Batch, masks: Any) -> Step:
+        """The step on the channels of these masks."""
+        if self._cut is None or any((self._masks[name] != m).any() for name, m in masks.items()):
+            small = jaxprune.shrink(self.net, state.params, masks, state.batch_stats)
+            places = _places(small)
+            lowered = jax.jit(self._gradients(small)).lower(
+                places, state.params, state.batch_stats, batch
+            )
+            program = lowered.as_text()
+            if program not in self._programs:
+                self._programs[program] = lowered.compile()
+            self._masks = {name: mask.copy() for name, mask in masks.items()}  # donated
+            if self._update is None:
+                self._update = _update.lower(state, lowered.out_info).compile()
+            self._cut = self._programs[program], places, self._update
+        gradients, places, update = self._cut
+
+        def step(state: training.State, batch: data.Batch) -> Any:
+            found = gradients(places, state.params, state.batch_stats, batch)
+            return update(state, found), found.metrics
+
+        return step
+
+    def _gradients(self, small: jaxprune.Shrunk) -> Callable[..., training.Gradients]:
+        """The gradients of a cut network, of whole params and in their shape."""
+        apply = channels.applied(small, self.model)
+
+        def gradients(places: Places, params: Any, stats: Any, batch: data.Batch) -> Any:
+            less = _kept(params, places), _kept(stats, places, ALSO)
+            found = training.gradients(apply, *less, batch)
+            there = jax.tree.map(lambda x: jnp.ones(x.shape, bool), less[1])
+            there, new = (_spread(tree, places, ALSO) for tree in (there, found.batch_stats))
+            stats = jax.tree.map(jnp.where, there, new, stats)
+            return found._replace(grads=_spread(found.grads, places), batch_stats=stats)
+
+        return gradients
+
+
+_FEWEST = 3
+"""Steps of the whole network that are a measure of it."""
+
+ALSO = "also:"
+
+
+@jax.jit
+def _look(opt_state: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return jaxprune.sees_dense(opt_state), jaxprune.masks_by_path(opt_state)
+
+
+_update = jax.jit(training.updated, donate_argnums=0)
+
+
+def _places(small: jaxprune.Shrunk) -> Places:
+    found: Places = {}
+    for each in small.by.kept:
+        number = len(each.indices)
+        went = np.full(each.size, number, np.int32)
+        went[each.indices] = np.arange(number)
+        places = jnp.asarray(each.indices, jnp.int32), jnp.asarray(went)
+        found.setdefault(each.path, {})[each.axis] = places
+    return found
+
+
+def _kept(tree: Any, places: Places, prefix: str = "") -> Any:
+    """A whole tree, cut."""
+
+    def one(path: str, x: Any) -> Any:
+        for axis, (kept, _) in places.get(prefix + path, {}).items():
+            x = jnp.take(x, kept, axis=axis)
+        return x
+
+    return trees.map_with_path(one, tree)
+
+
+def _spread(tree: Any, places: Places, prefix: str = "") -> Any:
+    """A cut tree at full size, with zeros where something went."""
+
+    def one(path: str, x: Any) -> Any:
+        for axis, (_, went) in places.get(prefix + path, {}).items():
+            x = jnp.take(x, went, axis=axis, mode="fill", fill_value=0)
+        return x
+
+    return trees.map_with_path(one, tree)

@@ -1,0 +1,142 @@
+"""Steps that run on the channels that are kept: the same training, at the small network's cost."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from experiments import channels, cut_steps, data, models, optimizers, training
+from experiments.configs import channels as of_channels
+from jaxprune import trees
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+SHAPE = (8, 8, 1)
+
+
+def toy() -> data.Dataset:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (128, *SHAPE)).astype(np.uint8)
+    return data.Dataset(images, rng.integers(0, 10, 128).astype(np.int32), 10)
+
+
+def glyph_resnet(name: str, **values: Any) -> Any:
+    config: Any = of_channels.glyphs_resnet_channels(name, **values)
+    config.model.width, config.model.stem, config.model.blocks = 8, 4, 1
+    config.optimizer.learning_rate, config.steps = 0.05, 24
+    config.channels.round_to, config.channels.min_keep = 1, 1
+    return config
+
+
+def begun(config: Any) -> tuple[Any, training.State, Iterator[data.Batch]]:
+    model = models.build(config.model, 10)
+    tx = optimizers.build(config, channels.choice(config, model, SHAPE))
+    state = training.create(model, tx, toy(), seed=0)
+    return model, state, data.batches(toy(), 16, seed=0)
+
+
+def close(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4)
+
+
+def same(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def parts(state: training.State) -> tuple[Any, ...]:
+    return state.step, state.params, state.batch_stats, state.opt_state, state.flops
+
+
+GROWS = {"measure_steps": 2, "improve_steps": 2, "explore_steps": 2, "swap_fraction": (0.2, 0.2)}
+RUNS = {
+    "prune_and_grow": GROWS,
+    "filter_attention": {"attention_steps": 4, "scores": "free"},
+    "gradual_magnitude": {"every": 4},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_cut_networks_is_that_on_masked_ones(name: str) -> None:
+    config = glyph_resnet(name, **RUNS[name])
+    model, whole, batches = begun(config)
+    net = channels.traced(model, SHAPE)
+    cut, step = jax.tree.map(jnp.copy, whole), cut_steps.CutSteps(model, SHAPE)
+    for _, batch in zip(range(config.steps), batches, strict=False):
+        before, masks = jax.device_get(
+            jax.tree.map(jnp.copy, (cut.batch_stats, jaxprune.masks_by_path(cut.opt_state)))
+        )
+        dense = bool(jaxprune.sees_dense(cut.opt_state))
+        whole, expected = training.train_step(whole, batch)
+        cut, metrics = step(cut, batch)
+        close(metrics, expected)
+        close(cut.params, whole.params)
+        same(jaxprune.get_masks(cut.opt_state), jaxprune.get_masks(whole.opt_state))
+        if not dense:  # what is not there has no statistics, and keeps those it had
+            old, new = (trees.by_path(tree) for tree in (before, cut.batch_stats))
+            for kept in net.cut(masks).kept:
+                path = kept.path.removeprefix("also:")
+                if path in old:
+                    moved = np.flatnonzero(old[path] != np.asarray(new[path]))
+                    assert moved.size and {*moved} <= {*kept.indices}
+    assert step.counts["cut"] > 5 and sum(step.counts.values()) == config.steps
+    told = step.told()
+    assert told["programs"] >= 1 and told["steps"] == config.steps and told["share"] > 0
+
+
+def test_it_goes_on_from_any_step_to_the_same_bits() -> None:
+    config = glyph_resnet("prune_and_grow", **GROWS)
+    model, state, batches = begun(config)
+    seen = [batch for _, batch in zip(range(12), batches, strict=False)]
+    step, halfway = cut_steps.CutSteps(model, SHAPE), []
+    for batch in seen:
+        halfway.append(jax.tree.map(jnp.copy, state))
+        state, _ = step(state, batch)
+    for begin in (5, 9):
+        again, later = halfway[begin], cut_steps.CutSteps(model, SHAPE)
+        for batch in seen[begin:]:
+            again, _ = later(again, batch)
+        same(parts(again), parts(state))
+
+
+def masked(state: training.State, masks: Any) -> training.State:
+    opt_state = optax.tree.set(state.opt_state, prune_mask=jax.tree.map(jnp.asarray, masks))
+    params = jaxprune.active_params(state.params, opt_state)
+    return state.replace(params=params, opt_state=opt_state)
+
+
+def test_equal_widths_share_a_program_where_it_is_the_same() -> None:
+    config = glyph_resnet("static", distribution="uniform", sparsity=0.5)
+    config.model = {"name": "resnet", "depth": 8}  # its shortcuts pad: which channels stay matters
+    model, state, batches = begun(config)
+    batch, step = next(batches), cut_steps.CutSteps(model, SHAPE)
+    names = {name: m.size for name, m in jaxprune.masks_by_path(state.opt_state).items()}
+    padded = [n for n in names if n.startswith(("conv_stem", "stage_1_block_0/conv_1"))]
+    first = {name: np.arange(size) % 2 == 0 for name, size in names.items()}
+    inner = {name: m if name in padded else m[::-1] for name, m in first.items()}
+    outer = {name: np.arange(m.size) < m.size // 2 for name, m in first.items()}
+    for masks, programs in ((first, 1), (inner, 1), (outer, 2), (first, 2)):
+        whole = masked(jax.tree.map(jnp.copy, state), masks)
+        new, metrics = step(jax.tree.map(jnp.copy, whole), batch)
+        expected, theirs = training.train_step(whole, batch)
+        close(metrics, theirs)
+        close(new.params, expected.params)
+        assert step.told()["programs"] == programs
+
+
+def test_nothing_pruned_is_the_whole_network() -> None:
+    config = glyph_resnet("gradual_magnitude")
+    config.steps = 320
+    model, state, batches = begun(config)
+    step, batch = cut_steps.CutSteps(model, SHAPE), next(batches)
+    expected, _ = training.train_step(jax.tree.map(jnp.copy, state), batch)
+    state, _ = step(state, batch)
+    same(parts(state), parts(expected))
+    assert step.counts == {"whole": 1, "cut": 0}
+    assert step.told()["share"] is None  # one step is no measure
