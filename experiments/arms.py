@@ -17,6 +17,7 @@ from experiments import channels, cut_steps, data, models, optimizers, states, t
 from experiments.configs import common
 from experiments.configs.common import Arm
 from jaxprune import trees
+from jaxprune.state import PRNG
 
 Row = dict[str, Any]
 Changes = list[tuple[int, np.ndarray]]
@@ -192,8 +193,11 @@ class Experiment:
 
 def _with_random_masks(state: training.State, config: Any, choice: Any = None) -> training.State:
     """Random masks of the run's own seed: they are part of the state, so nothing recompiles."""
-    if "seed" not in config.method:
+    if not states.is_pruned(state.opt_state):
         return state
+    if "seed" not in config.method:  # scores may be random all the same
+        key = jax.random.key_data(jax.random.key(config.seed, impl=PRNG))
+        return state.replace(opt_state=optax.tree.set(state.opt_state, prune_key=key))
     seeded: Any = ConfigDict(config.to_dict())
     seeded.method.seed = config.seed
     drawn = optimizers.build(seeded, choice).init(state.params)

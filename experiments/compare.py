@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import logs, plots, report
+from experiments import logs, plots, plots_of_results, report
 from experiments.arms import Experiment, Row, told
 from experiments.configs.common import Arm
 
@@ -74,9 +74,12 @@ def _report(study: Any, workdir: pathlib.Path, rows: list[Row]) -> None:
     findings = report.findings(rows, study.subjects)
     _write(workdir / f"{study.name}.md", "\n".join([report.table(rows), "", *findings, ""]))
     title = plots.network_and_data(study.recipe)
-    plots.accuracy_of_methods(
+    plots_of_results.accuracy_of_methods(
         workdir / f"{study.name}.png", f"{title}: seeds, mean and deviation", rows
     )
+    if any("milliseconds" in row for row in rows):
+        file = workdir / f"{study.name}_costs.png"
+        plots_of_results.accuracy_over_cost(file, f"{title}: means and deviations", rows)
     hardest = max(row["target"] for row in rows)
     runs = [
         plots.Run(row["method"], row["arm"]["method"], row["curve"], row["dense_phases"])

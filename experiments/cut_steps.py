@@ -63,9 +63,9 @@ class CutSteps:
         self.model, self.net = model, channels.traced(model, shape)
         self.counts = {"whole": 0, "cut": 0}
         self.seconds = {"whole": 0.0, "cut": 0.0, "compiling": 0.0}
-        self._masks: Any = None
-        self._programs: dict[str, Any] = {}
-        self._whole = self._cut = self._update = None
+        self._programs: dict[tuple[Any, ...], Any] = {}
+        self._known: dict[bytes, tuple[Any, Places]] = {}
+        self._update: Any = None
 
     def __call__(
         self, state: training.State, batch: data.Batch
@@ -80,17 +80,16 @@ class CutSteps:
           The new state; ``loss`` and ``accuracy`` of the batch.
         """
         dense, masks = jax.device_get(_look(state.opt_state))
-        kind = "whole" if dense or all(mask.all() for mask in masks.values()) else "cut"
-        began = time.perf_counter()
-        step = (
-            self._of_whole(state, batch) if kind == "whole" else self._of_cut(state, batch, masks)
-        )
+        whole = bool(dense) or all(mask.all() for mask in masks.values())
+        kind, began = "whole" if whole else "cut", time.perf_counter()
+        gradients, places = self._program({} if whole else masks, state, batch)
         ready = time.perf_counter()
-        found = jax.block_until_ready(step(state, batch))
+        found = gradients(places, state.params, state.batch_stats, batch)
+        state = jax.block_until_ready(self._update(state, found))
         self.seconds["compiling"] += ready - began
         self.seconds[kind] += time.perf_counter() - ready
         self.counts[kind] += 1
-        return found
+        return state, found.metrics
 
     def told(self) -> dict[str, Any]:
         """What the steps took.
@@ -98,7 +97,7 @@ class CutSteps:
         Returns:
           ``steps``; ``seconds`` they took; ``share``, of as many steps of the whole network, None
           if fewer than three of those were seen; ``compiling``, seconds beside, and ``programs``,
-          of cut networks.
+          as many networks of other shapes.
         """
         steps, taken = sum(self.counts.values()), self.seconds["whole"] + self.seconds["cut"]
         whole, share = self.counts["whole"], None
@@ -112,33 +111,22 @@ class CutSteps:
             "programs": len(self._programs),
         }
 
-    def _of_whole(self, state: training.State, batch: data.Batch) -> Step:
-        if self._whole is None:
-            self._whole = training.train_step.lower(state, batch).compile()
-        return self._whole
-
-    def _of_cut(self, state: training.State, batch: data.Batch, masks: Any) -> Step:
-        """The step on the channels of these masks."""
-        if self._cut is None or any((self._masks[name] != m).any() for name, m in masks.items()):
-            small = jaxprune.shrink(self.net, state.params, masks, state.batch_stats)
-            places = _places(small)
-            lowered = jax.jit(self._gradients(small)).lower(
-                places, state.params, state.batch_stats, batch
-            )
-            program = lowered.as_text()
-            if program not in self._programs:
-                self._programs[program] = lowered.compile()
-            self._masks = {name: mask.copy() for name, mask in masks.items()}  # donated
-            if self._update is None:
-                self._update = _update.lower(state, lowered.out_info).compile()
-            self._cut = self._programs[program], places, self._update
-        gradients, places, update = self._cut
-
-        def step(state: training.State, batch: data.Batch) -> Any:
-            found = gradients(places, state.params, state.batch_stats, batch)
-            return update(state, found), found.metrics
-
-        return step
+    def _program(self, masks: Any, state: training.State, batch: data.Batch) -> tuple[Any, Places]:
+        """The compiled gradients of the network that these masks leave, and where it lies."""
+        name = b"".join(mask.tobytes() for mask in masks.values())
+        if name in self._known:
+            return self._known[name]
+        small = jaxprune.shrink(self.net, state.params, masks, state.batch_stats)
+        places = _places(small)
+        given = places, state.params, state.batch_stats, batch
+        traced = jax.jit(self._gradients(small)).trace(*given)
+        program = str(traced.jaxpr), *(np.asarray(x).tobytes() for x in traced.jaxpr.consts)
+        if program not in self._programs:
+            self._programs[program] = traced.lower().compile()
+        if self._update is None:
+            self._update = _update.lower(state, traced.out_info).compile()
+        self._known[name] = self._programs[program], places
+        return self._known[name]
 
     def _gradients(self, small: jaxprune.Shrunk) -> Callable[..., training.Gradients]:
         """The gradients of a cut network, of whole params and in their shape."""

@@ -18,7 +18,7 @@ from experiments.configs import common
 from jaxprune import trees
 
 _LINES = ("-", "--", ":", "-.")
-_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 
 class Run(NamedTuple):
@@ -136,7 +136,7 @@ def surviving_channels(path: pathlib.Path, title: str, masks: Mapping[str, Any])
     axes.set_yticks(range(len(masks)), told, fontsize="small")
     axes.set_xlabel("channel")
     axes.set_title(title, fontsize="medium")
-    _save(figure, path)
+    save(figure, path)
 
 
 def over_training(path: pathlib.Path, title: str, runs: Sequence[Run]) -> None:
@@ -161,11 +161,11 @@ def over_training(path: pathlib.Path, title: str, runs: Sequence[Run]) -> None:
         lower.plot([], [], color="0.9", linewidth=8, label="all weights train")
         lower.legend(fontsize="small", loc="upper right")
     upper.set(title=title, ylabel="accuracy\n(pale: on training images)")
-    upper.yaxis.set_major_formatter(_PERCENT)
+    upper.yaxis.set_major_formatter(PERCENT)
     upper.legend(fontsize="small", ncols=1 + len(runs) // 8)
     lower.set(xlabel="training steps", ylabel="weights in use")
     _shares_on_a_log_axis(lower)
-    _save(figure, path)
+    save(figure, path)
 
 
 def density(run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -217,7 +217,7 @@ def _shares_on_a_log_axis(axes: Axes) -> None:
     ticks = [share for share in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01) if share > 0.7 * least]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
 
 
 def layers_over_training(
@@ -250,7 +250,7 @@ def layers_over_training(
     _shares_on_a_log_axis(panels[0])
     figure.legend(loc="outside right upper", fontsize="x-small", ncols=1 + len(names) // 24)
     figure.suptitle(title, fontsize="medium")
-    _save(figure, path)
+    save(figure, path)
 
 
 def density_per_layer(
@@ -273,8 +273,8 @@ def density_per_layer(
     axes.invert_yaxis()
     axes.set(title=title, xlabel="weights kept at the end", xlim=(0, 1.3 * max(*shares, 0.01)))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
-    axes.xaxis.set_major_formatter(_PERCENT)
-    _save(figure, path)
+    axes.xaxis.set_major_formatter(PERCENT)
+    save(figure, path)
 
 
 def masks_of_layer(path: pathlib.Path, title: str, masks: Mapping[str, np.ndarray]) -> None:
@@ -292,44 +292,7 @@ def masks_of_layer(path: pathlib.Path, title: str, masks: Mapping[str, np.ndarra
         axes.set_title(told, fontsize="medium")
         axes.set(xlabel="output of the layer", ylabel="input of the layer")
     figure.suptitle(title, fontsize="medium")
-    _save(figure, path)
-
-
-def accuracy_of_methods(path: pathlib.Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Final accuracy of every run: a dot a seed; of three or more, mean and standard deviation.
-
-    Args:
-      path: the file.
-      title: of the picture.
-      rows: one a run: ``method`` (the name of its arm), ``arm``, ``target``, ``accuracy``.
-    """
-    targets = sorted({row["target"] for row in rows if row["target"]})
-    names = {row["method"]: row["arm"]["method"] for row in rows if row["target"]}
-    dense = [row["accuracy"] for row in rows if not row["target"]]
-    size = (3 + 3 * len(targets), 1.5 + 0.35 * len(names))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, max(len(targets), 1), sharey=True, squeeze=False)[0]
-    for axes, target in zip(panels, targets, strict=False):
-        for index, (name, method) in enumerate(names.items()):
-            found = [r["accuracy"] for r in rows if (r["method"], r["target"]) == (name, target)]
-            _dots(axes, found, index, color_of(method))
-        if dense:
-            axes.axvline(float(np.mean(dense)), color="black", linestyle="--", label="dense")
-            axes.legend(fontsize="small")
-        axes.set(title=f"{100 * target:g} % sparse", xlabel="final test accuracy")
-        axes.xaxis.set_major_formatter(_PERCENT)
-        axes.margins(x=0.1)
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
-    figure.suptitle(title, fontsize="medium")
-    _save(figure, path)
-
-
-def _dots(axes: Axes, found: Sequence[float], height: int, color: str) -> None:
-    axes.plot(found, [height] * len(found), "o", color=color, alpha=0.4, markersize=4)
-    if len(found) > 2:
-        spread = float(np.std(found, ddof=1))
-        axes.errorbar(np.mean(found), height, xerr=spread, fmt="|", color=color, capsize=4)
+    save(figure, path)
 
 
 def mask_movement(
@@ -367,11 +330,17 @@ def mask_movement(
     right.set(xlabel="training steps", ylabel="overlap of two masks\n(100 %: the same weights)")
     for axes in (left, right):
         axes.set_ylim(0, 1.03)
-        axes.yaxis.set_major_formatter(_PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
         axes.legend(fontsize="small")
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a picture.
+
+    Args:
+      figure: the picture.
+      path: the file.
+    """
     figure.savefig(path, dpi=120)

@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
         print(
             f"training: {spent['share']:.3f} of the time of as many steps of the whole network, "
             f"{flops:.3f} of its FLOPs; {spent['seconds']:.0f} s for {spent['steps']} steps, and "
-            f"{spent['compiling']:.0f} s to compile {spent['programs']} cut networks"
+            f"{spent['compiling']:.0f} s to compile {spent['programs']} networks"
         )
     print(f"test accuracy {result['accuracy']:.2%}, {kept}; see {flags.FLAGS.workdir}")
 

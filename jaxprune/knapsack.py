@@ -5,6 +5,8 @@ cost is a function of its own width alone; ``worth_g(c) - lambda cost_g(c)`` is 
 number that falls as lambda grows, and lambda is bisected until the whole network costs no more than
 it may. Neighbours' widths then are those just found, a few rounds long; what is left over in the
 end goes to single steps, the one that is worth most first.
+
+Where scores are no sums, only an order, as many of the highest stay as fit.
 """
 
 from collections.abc import Mapping
@@ -28,6 +30,8 @@ def widths_within(
     most: Mapping[str, Any],
     steps: Mapping[str, int],
     budget: Any,
+    *,
+    in_order: bool = False,
 ) -> dict[str, jax.Array]:
     """How many channels of each group stay.
 
@@ -40,6 +44,8 @@ def widths_within(
       most: at most.
       steps: widths are multiples of these, or one of the two bounds.
       budget: the share of the whole network's cost that may be kept.
+      in_order: whether those that are worth the most stay, as many as fit, whatever each costs; by
+        default what they are worth is weighed against it.
 
     Returns:
       ``{group: int32}``: the cost is within the budget, unless the least numbers are not; each
@@ -59,32 +65,65 @@ def widths_within(
       4
     """
     names = [*cost.sizes]
-    curves = _Curves.of(cost)
     low, high = (jnp.stack([jnp.asarray(x[n], jnp.int32) for n in names]) for x in (least, most))
     step = np.array([steps.get(name, 1) for name in names])
-    value = _value(curves, [worth[name] for name in names])
-    allowed = (curves.number % step[curves.group] == 0) | (curves.number == high[curves.group])
-    allowed |= curves.number == low[curves.group]
-    allowed &= (curves.number >= low[curves.group]) & (curves.number <= high[curves.group])
-    whole = float(np.sum(cost.values(np.array([*cost.sizes.values()]))))
+    each = [worth[name] for name in names]
+    task = _Task(cost, _Curves.of(cost), low, high, step, jnp.asarray(budget, jnp.float32))
+    value = _value(task.curves, each)
+    found = _in_order(task, each) if in_order else _weighed(task, value)
+    found = _filled(task, value, found)
+    return {name: found[k] for k, name in enumerate(names)}
 
-    def costs(widths: jax.Array) -> jax.Array:
-        return jnp.sum(cost.values(widths.astype(jnp.float32))) / whole
 
-    def best(multiplier: Any, curve: jax.Array) -> jax.Array:
-        gain = jnp.where(allowed, value - multiplier * curve, -jnp.inf)
-        highest = jax.ops.segment_max(gain, curves.group, len(names))
-        at = jnp.where(gain >= highest[curves.group], curves.number, 0)
-        return jnp.maximum(jax.ops.segment_max(at, curves.group, len(names)), low)
+class _Task(NamedTuple):
+    """What widths are sought for.
 
-    def halved(within: Any, fits: Any, over: Any) -> tuple[jax.Array, jax.Array]:
+    Attributes:
+      cost: what the network costs.
+      curves: all numbers of channels of all groups.
+      low: the least number of each group, `[G]`.
+      high: the largest.
+      step: what numbers between them are multiples of.
+      budget: the share of the whole cost that may be kept.
+    """
+
+    cost: Cost
+    curves: "_Curves"
+    low: jax.Array
+    high: jax.Array
+    step: np.ndarray
+    budget: jax.Array
+
+    @property
+    def whole(self) -> float:
+        """What the whole network costs."""
+        return float(np.sum(self.cost.values(np.array([*self.cost.sizes.values()]))))
+
+    @property
+    def allowed(self) -> jax.Array:
+        """Which numbers of all groups may be."""
+        number, group = self.curves.number, self.curves.group
+        low, high = self.low[group], self.high[group]
+        may = (number % self.step[group] == 0) | (number == high) | (number == low)
+        return may & (number >= low) & (number <= high)
+
+    def fits(self, widths: jax.Array) -> jax.Array:
+        """Whether widths are within the budget."""
+        return jnp.sum(self.cost.values(widths.astype(jnp.float32))) / self.whole <= self.budget
+
+    def rounded(self, wanted: jax.Array, least: jax.Array) -> jax.Array:
+        """Numbers that may be, not above those that are wanted unless the least are."""
+        below = wanted // self.step * self.step
+        return jnp.where(wanted >= self.high, self.high, jnp.maximum(below, least))
+
+    def halved(self, within: Any, fits: Any, over: Any) -> tuple[jax.Array, jax.Array]:
         """The widths on either side of where they begin to fit, as they were when it was asked."""
 
         def half(_: Any, carry: Any) -> Any:
             fits, over, few, many = carry
             middle = (fits + over) / 2
             tried = within(middle)
-            good = costs(tried) <= budget
+            good = self.fits(tried)
             return (
                 jnp.where(good, middle, fits),
                 jnp.where(good, over, middle),
@@ -95,6 +134,34 @@ def widths_within(
         fits, over = jnp.float32(fits), jnp.float32(over)
         return lax.fori_loop(0, _HALVINGS, half, (fits, over, within(fits), within(over)))[2:]
 
+
+def _in_order(task: _Task, worth: list[Any]) -> jax.Array:
+    """The widths of the channels that are worth the most, as many as fit."""
+    each = jnp.concatenate([jnp.asarray(x, jnp.float32) for x in worth])
+    each = jnp.where(jnp.isnan(each), -jnp.inf, each)
+    which = np.repeat(np.arange(len(worth)), [np.size(x) for x in worth])
+    place = jnp.argsort(jnp.argsort(-each))  # 0 is worth the most, the first of equals
+
+    def first(share: jax.Array) -> jax.Array:
+        stays = place < jnp.ceil(share * each.size).astype(jnp.int32)
+        wanted = jax.ops.segment_sum(stays.astype(jnp.int32), which, len(worth))
+        return task.rounded(wanted, task.low)
+
+    whole = first(jnp.float32(1))
+    return jnp.where(task.fits(whole), whole, task.halved(first, 0.0, 1.0)[0])
+
+
+def _weighed(task: _Task, value: jax.Array) -> jax.Array:
+    """The widths that are worth the most beside what they cost, as far as one multiplier tells."""
+    cost, curves, low, high = task.cost, task.curves, task.low, task.high
+    number, allowed, whole = len(curves.begins), task.allowed, task.whole
+
+    def best(multiplier: Any, curve: jax.Array) -> jax.Array:
+        gain = jnp.where(allowed, value - multiplier * curve, -jnp.inf)
+        highest = jax.ops.segment_max(gain, curves.group, number)
+        at = jnp.where(gain >= highest[curves.group], curves.number, 0)
+        return jnp.maximum(jax.ops.segment_max(at, curves.group, number), low)
+
     def a_round(_: Any, carry: Any) -> Any:
         widths, chosen, chosen_worth = carry
         curve = curves.costs(cost, widths.astype(jnp.float32)) / whole
@@ -102,13 +169,13 @@ def widths_within(
         def at(power: jax.Array) -> jax.Array:
             return best(jnp.exp(power) - jnp.exp(-_RANGE), curve)
 
-        few, many = halved(at, _RANGE, -_RANGE)
+        few, many = task.halved(at, _RANGE, -_RANGE)
 
         def between(share: jax.Array) -> jax.Array:  # where many are worth their cost alike
-            wanted = few + jnp.floor(share * (many - few).astype(jnp.float32)).astype(jnp.int32)
-            return jnp.where(wanted >= high, high, jnp.maximum(wanted // step * step, few))
+            more = jnp.floor(share * (many - few).astype(jnp.float32)).astype(jnp.int32)
+            return task.rounded(few + more, few)
 
-        found, _ = halved(between, 0.0, 1.0)
+        found, _ = task.halved(between, 0.0, 1.0)
         found_worth = jnp.sum(value[curves.begins + found])
         better = found_worth > chosen_worth
         return (
@@ -118,16 +185,13 @@ def widths_within(
         )
 
     sizes = jnp.asarray([*cost.sizes.values()], jnp.float32)
-    first = jnp.clip((sizes * jnp.sqrt(budget)).astype(jnp.int32), low, high)
-    found = lax.fori_loop(0, _ROUNDS, a_round, (first, low, jnp.float32(-jnp.inf)))[1]
-    found = _filled(found, value, allowed, curves, lambda widths: costs(widths) <= budget)
-    return {name: found[k] for k, name in enumerate(names)}
+    first = jnp.clip((sizes * jnp.sqrt(task.budget)).astype(jnp.int32), low, high)
+    return lax.fori_loop(0, _ROUNDS, a_round, (first, low, jnp.float32(-jnp.inf)))[1]
 
 
-def _filled(
-    widths: jax.Array, value: jax.Array, allowed: jax.Array, curves: "_Curves", fits: Any
-) -> jax.Array:
-    """What a multiplier leaves over goes to the next step that is worth most, while one fits."""
+def _filled(task: _Task, value: jax.Array, widths: jax.Array) -> jax.Array:
+    """What is left over goes to the next step that is worth most, while one fits."""
+    curves, allowed = task.curves, task.allowed
     number, one = len(curves.begins), np.eye(len(curves.begins), dtype=bool)
 
     def tried(widths: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +201,7 @@ def _filled(
         after = jax.ops.segment_min(after, curves.group, number)
         after = jnp.where(after == np.iinfo(np.int32).max, widths, after)
         gain = value[curves.begins + after] - value[curves.begins + widths]
-        fit = jax.vmap(fits)(jnp.where(one, after[None], widths[None]))
+        fit = jax.vmap(task.fits)(jnp.where(one, after[None], widths[None]))
         return after, jnp.where(fit & (after > widths), gain, -jnp.inf)
 
     def more(carry: Any) -> jax.Array:

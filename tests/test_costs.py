@@ -19,18 +19,21 @@ from jaxprune import knapsack, trees
 from jaxprune.network.costs import Cost, Term, Width
 
 
-def widths(cost: Cost, worth: Any, budget: float, step: int = 1) -> list[int]:
+def widths(
+    cost: Cost, worth: Any, budget: float, step: int = 1, in_order: bool = False
+) -> list[int]:
     """Those that are found, compiled once for a network."""
-    found = compiled(cost, step)(worth, budget)
+    found = compiled(cost, step, in_order)(worth, budget)
     return [int(found[name]) for name in cost.sizes]
 
 
 @functools.cache
-def compiled(cost: Cost, step: int) -> Any:
+def compiled(cost: Cost, step: int, in_order: bool) -> Any:
     steps = dict.fromkeys(cost.sizes, step)
 
     def find(worth: Any, budget: Any) -> Any:
-        return knapsack.widths_within(cost, worth, steps, dict(cost.sizes), steps, budget)
+        most = dict(cost.sizes)
+        return knapsack.widths_within(cost, worth, steps, most, steps, budget, in_order=in_order)
 
     return jax.jit(find)
 
@@ -108,6 +111,40 @@ def test_what_is_found_is_worth_as_much_as_can_be(seed: int, budget: float, step
     assert cost.values(np.array(found)).sum() <= budget * cost() * (1 + 1e-6)
     total = sum(np.sort(w)[::-1][:c].sum() for w, c in zip(worth, found, strict=True))
     assert total >= wanted - step * max(map(np.max, worth)) - 1e-6
+
+
+def in_order(cost: Cost, worth: Any, step: int, budget: float) -> list[int]:
+    """As many of the highest as fit, in multiples of a step, and then single steps by worth."""
+    sizes, budget = [*cost.sizes.values()], budget * cost() * (1 + 1e-6)
+    ranked = sorted((-x, k) for k, each in enumerate(worth) for x in each)
+    best = [step] * len(sizes)
+    for number in range(len(ranked) + 1):
+        have = np.bincount([k for _, k in ranked[:number]], minlength=len(sizes))
+        pairs = zip(have, sizes, strict=True)
+        tried = [n if x >= n else max(step, x // step * step) for x, n in pairs]
+        if cost.values(np.array(tried)).sum() <= budget:
+            best = tried
+    while True:
+        more = {}
+        for k, n in enumerate(sizes):
+            after = [*best]
+            after[k] = min(n, best[k] // step * step + step)
+            if after[k] > best[k] and cost.values(np.array(after)).sum() <= budget:
+                more[np.sort(worth[k])[::-1][best[k] : after[k]].sum()] = after
+        if not more:
+            return best
+        best = more[max(more)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.95), st.sampled_from([1, 2]))
+def test_in_order_the_highest_stay_whatever_they_cost(seed: int, budget: float, step: int) -> None:
+    rng = np.random.default_rng(seed)
+    net = jaxprune.trace(*of_chain(3, 6, 5, 4, 2))
+    cost = net.cost(str(rng.choice(["parameters", "FLOPs"])))
+    worth = [rng.exponential(size=n) for n in cost.sizes.values()]
+    found = widths(cost, dict(zip(cost.sizes, worth, strict=True)), budget, step, in_order=True)
+    assert found == in_order(cost, worth, step, budget)
 
 
 def test_equal_scores_are_kept_alike() -> None:

@@ -22,7 +22,14 @@ from experiments import (
     train,
 )
 from experiments.configs import channels as of_channels
-from experiments.configs import common, compare_channels, resnet20_glyphs_channels
+from experiments.configs import (
+    common,
+    compare_channels,
+    resnet20_cifar10_channels,
+    resnet20_glyphs_channels,
+    resnet56_cifar10_channels,
+    resnet56_glyphs_channels,
+)
 from experiments.configs.common import Arm
 from jaxprune import latency
 
@@ -108,9 +115,21 @@ def test_the_studies_name_arms_that_can_be_built(toy: data.Dataset) -> None:
         for arm in config.arms:
             made = experiment.config(arm, 0.5 if arm.method != "dense" else 0.0)
             optimizers.build(made, experiment.choice(made))
-    for name in (*common.METHODS, *common.CHANNEL_METHODS):
-        made: Any = resnet20_glyphs_channels.get_config(name)
-        assert made.method.name == name
+    found = {
+        (file.__name__.split(".")[-1], made.model.depth, made.data.name, made.method.name)
+        for file in (
+            *(resnet20_glyphs_channels, resnet56_glyphs_channels),
+            *(resnet20_cifar10_channels, resnet56_cifar10_channels),
+        )
+        for name in (*common.METHODS, *common.CHANNEL_METHODS)
+        if (made := file.get_config(name)).cut_steps and made.channels.cost
+    }
+    assert found == {
+        (f"resnet{depth}_{data}_channels", depth, data, name)
+        for depth in (20, 56)
+        for data in ("glyphs", "cifar10")
+        for name in (*common.METHODS, *common.CHANNEL_METHODS)
+    }
     with pytest.raises(ValueError, match=r"`config\.channels` must say which channels"):
         optimizers.build(common.digits_mlp("filter_attention"))
     config = resnet20_glyphs_channels.get_config("prune_and_grow")

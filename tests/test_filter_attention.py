@@ -300,14 +300,24 @@ def test_what_is_learned_is_read_and_never_shipped() -> None:
     assert "channels" in str(jaxprune.plan(method(net), params))
 
 
-def test_a_share_of_the_cost_decides_where_channels_have_one() -> None:
+@pytest.mark.parametrize(
+    ("scope", "scores"), [("global", "free"), ("layer", "free"), ("layer", "attention")]
+)
+def test_as_many_of_the_highest_stay_as_fit_within_a_cost(scope: str, scores: str) -> None:
     net, params, stats = traced()
     choice = net.channels(round_to=1, cost="parameters")
-    values = {"sparsity": 0.5, "begin": 0, "attention_steps": 2, "scores": "free"}
+    values = {"sparsity": 0.5, "begin": 0, "attention_steps": 2, "scores": scores, "scope": scope}
     tx = jaxprune.filter_attention(inner(), channels=choice, learner=optax.adam(0.1), **values)
-    masks = jaxprune.get_masks(run(tx, 3, params, stats)[-1][1])
-    cost = net.cost("parameters")
+    state = run(tx, 2, params, stats)[-1][1]
+    masks, cost = jaxprune.get_masks(state), net.cost("parameters")
     assert 0.3 * cost() < cost(masks) <= 0.5 * cost()
+    if scores == "free":
+        learned = {name: np.asarray(z) for name, z in jaxprune.get_learned(state).items()}
+        for name, mask in masks.items():  # of each group the best
+            assert learned[name][~mask].max() <= learned[name][mask].min()
+    if scope == "layer":
+        shares = [float(np.mean(mask)) for mask in masks.values()]
+        assert max(shares) - min(shares) <= 2 / min(map(len, masks.values()))
 
 
 def test_bad_arguments_get_one_clear_sentence() -> None:
@@ -328,8 +338,8 @@ def test_bad_arguments_get_one_clear_sentence() -> None:
             method(net, **values)
     priced = net.channels(round_to=1, cost="parameters")
     given = {"sparsity": 0.5, "learner": optax.sgd(1.0), "begin": 0}
-    with pytest.raises(ValueError, match="`scope` must be 'global' where channels have a cost"):
-        jaxprune.filter_attention(inner(), channels=priced, scope="layer", **given)
+    with pytest.raises(ValueError, match='`scope` must be "global" or "layer" where channels'):
+        jaxprune.filter_attention(inner(), channels=priced, scope="cumulative", **given)
     with pytest.raises(ValueError, match="`min_density` must be None where sums of scores"):
         method(net, scope="cumulative", min_density=0.1)
     with pytest.raises(TypeError, match="`learner` must be an optax optimizer"):

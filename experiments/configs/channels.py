@@ -1,5 +1,6 @@
 """What the configurations that prune channels share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -42,13 +43,14 @@ def glyphs_resnet_channels(name: str, **values: Any) -> ConfigDict:
       >>> channels.glyphs_resnet_channels("filter_attention").channels.cost
       'parameters'
     """
-    return _of_channels(common.glyphs_resnet(name, **values), name)
+    return _of_channels(common.glyphs_resnet(name), values)
 
 
-def glyphs_resnet20_channels(name: str, **values: Any) -> ConfigDict:
-    """ResNet-20 on 32x32 glyphs, of which channels are pruned.
+def glyphs_deep_resnet_channels(depth: int, name: str, **values: Any) -> ConfigDict:
+    """ResNet-20 or -56 on 32x32 glyphs, of which channels are pruned: 1,280 updates of 64 images.
 
     Args:
+      depth: 20 or 56.
       name: the method.
       **values: values of the method.
 
@@ -57,18 +59,48 @@ def glyphs_resnet20_channels(name: str, **values: Any) -> ConfigDict:
 
     Examples:
       >>> from experiments.configs import channels
-      >>> channels.glyphs_resnet20_channels("slimming").data.size
+      >>> channels.glyphs_deep_resnet_channels(20, "slimming").data.size
       32
     """
-    config: Any = ConfigDict(common.glyphs_resnet(name, **values).to_dict())
-    config.data.size, config.model = 32, ConfigDict({"name": "resnet", "depth": 20})
-    config.cut_steps = True
-    return _of_channels(config, name)
+    config: Any = ConfigDict(common.glyphs_resnet(name).to_dict())
+    config.data.size, config.model = 32, ConfigDict({"name": "resnet", "depth": depth})
+    config.cut_steps, config.optimizer.learning_rate = (
+        True,
+        0.1,
+    )  # at 0.3 it does not begin to learn
+    return _of_channels(config, values)
 
 
-def _of_channels(config: ConfigDict, name: str) -> ConfigDict:
+def cifar_resnet_channels(depth: int, name: str, **values: Any) -> ConfigDict:
+    """ResNet-20 or -56 on CIFAR-10, of which channels are pruned: 300 epochs.
+
+    Args:
+      depth: 20 or 56.
+      name: the method.
+      **values: values of the method.
+
+    Returns:
+      The config.
+
+    Examples:
+      >>> from experiments.configs import channels
+      >>> channels.cifar_resnet_channels(56, "filter_attention").method.begin
+      0.5
+    """
+    config: Any = ConfigDict(common.cifar_resnet(depth, name).to_dict())
+    config.cut_steps, longer = True, config.steps / 1280  # than on glyphs
+    if name == "filter_attention":
+        values = {"attention_steps": round(50 * longer), **values}
+    if name == "prune_and_grow":
+        values = {"measure_steps": 150, "improve_steps": 150, "explore_steps": 40, **values}
+    return _of_channels(config, values)
+
+
+def _of_channels(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     found: Any = ConfigDict(config.to_dict())
     found.channels = ConfigDict(CHANNELS)
-    if name == "prune_and_grow":
-        found.method.update(GROWING_CHANNELS)
+    usual: dict[str, Any] = GROWING_CHANNELS if found.method.name == "prune_and_grow" else {}
+    if "sparsity" in found.method:
+        usual = {"sparsity": 0.5, **usual}
+    found.method.lock().update({**usual, **values})
     return found.lock()

@@ -17,23 +17,26 @@ from experiments.configs.common import Arm, plain
 
 PAAM, GROWS = "filter_attention", "prune_and_grow"
 AT_ONCE = {"ramp": (0.1, 0.1)}
+GLOBAL, FREE = {"scope": "global"}, {"scope": "global", "scores": "free"}
 
 ARMS = (
     *plain("dense", PAAM),
-    Arm("free scores", PAAM, {"scores": "free", "learner_rate": 0.1}),
+    Arm(f"{PAAM}, global", PAAM, GLOBAL),
+    Arm("free scores", PAAM, FREE | {"learner_rate": 0.1}),
     Arm(GROWS, GROWS, channels.GROWING_CHANNELS),
     Arm("taylor, at once", "gradual_magnitude", AT_ONCE, channels={"score": "taylor"}),
     Arm("gradual magnitude", "gradual_magnitude"),
     Arm("gradual taylor", "gradual_magnitude", channels={"score": "taylor"}),
     Arm("slimming", "slimming"),
     Arm("random", "static"),
+    Arm("random, at once", "gradual_magnitude", AT_ONCE, channels={"score": "random"}),
     Arm("shuffled", "static", layers_of="gradual magnitude"),
 )
 
 CHOICES = (
-    *(Arm(f"{PAAM}, {rate}", PAAM, {"learner_rate": rate}) for rate in (0.01, 0.03, 0.1)),
     *(
-        Arm(f"free scores, {rate}", PAAM, {"scores": "free", "learner_rate": rate})
+        Arm(f"{name}, {rate}", PAAM, values | {"learner_rate": rate})
+        for name, values in ((PAAM, {}), (f"{PAAM}, global", GLOBAL), ("free scores", FREE))
         for rate in (0.01, 0.03, 0.1)
     ),
     *(

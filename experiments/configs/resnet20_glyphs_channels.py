@@ -17,4 +17,4 @@ from experiments.configs import channels
 
 
 def get_config(method: str = "") -> ConfigDict:
-    return channels.glyphs_resnet20_channels(method)
+    return channels.glyphs_deep_resnet_channels(20, method)

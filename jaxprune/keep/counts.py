@@ -97,6 +97,8 @@ class cheapest:
     Attributes:
       budget: its schedule says the sparsity, and its ``min_density`` what each group keeps at
         least; the distribution is not read.
+      in_order: whether the highest stay, as many as fit, whatever each costs: for scores that are
+        an order, and nothing that adds up.
 
     Examples:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -118,6 +120,7 @@ class cheapest:
     """
 
     budget: Budget
+    in_order: bool = False
 
     def __call__(self, scores: Scores, s: Signals, kept: Leaves) -> Chosen:
         """The masks after a change."""
@@ -139,16 +142,19 @@ class cheapest:
         share = 1 - jnp.asarray(self.budget.schedule(s.step), jnp.float32)
         if drops is not None:
             share *= 1 - jnp.asarray(drops(s.step), jnp.float32)
-        found = widths_within(units.cost, worth, least, most, units.steps, share)
+        found = widths_within(
+            units.cost, worth, least, most, units.steps, share, in_order=self.in_order
+        )
         return _highest(scores, kept, {(name,): found[name] for name in scores})
 
 
-def within(budget: Budget, units: Units) -> Keep:
+def within(budget: Budget, units: Units, *, in_order: bool = False) -> Keep:
     """What a budget means for some units: `cheapest` if they have a cost, else `largest`.
 
     Args:
       budget: of what is kept.
       units: of which it is.
+      in_order: of `cheapest`.
 
     Returns:
       The word.
@@ -178,7 +184,7 @@ def within(budget: Budget, units: Units) -> Keep:
         if ramp.sparsity > reached:
             hint = f"groups keep {fewest}, by `round_to`, `min_keep` and `min_density`"
             raise ValueError(wrong("sparsity", f"be at most {reached:.4g}", ramp.sparsity, hint))
-    return cheapest(budget)
+    return cheapest(budget, in_order)
 
 
 def _fewest(budget: Budget, units: Channels) -> dict[str, int]:

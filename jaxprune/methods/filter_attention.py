@@ -97,7 +97,8 @@ def filter_attention(
       scores: "attention", or "free": every z is learned by itself, the control.
       scope: "global" keeps the highest ``round((1 - sparsity) N)`` of all N filters, "layer" as
         large a share of each layer; "cumulative" the fewest whose scores add up to the share
-        ``1 - sparsity`` of all.
+        ``1 - sparsity`` of all. Where channels have a cost, as many as fit within the share
+        ``1 - sparsity`` of it: the highest, or as large a share of each layer.
       penalty: R: "budget", ``|mean s - (1 - sparsity)|``, or "mean", ``mean s``; of each layer
         where ``scope`` is "layer".
       strength: what R is multiplied by.
@@ -158,8 +159,8 @@ def filter_attention(
     if not isinstance(units, Channels) or not all(g.makers and g.gates for g in groups):
         hint = "the trace tells which layers make a channel, and what shuts it"
         raise ValueError(wrong("channels", "be network.channels(...)", "others", hint))
-    if scope != "global" and units.cost is not None:
-        expected = "be 'global' where channels have a cost, which decides over all layers"
+    if scope == "cumulative" and units.cost is not None:
+        expected = 'be "global" or "layer" where channels have a cost, which says how many stay'
         raise ValueError(wrong("scope", expected, scope))
     if scope == "cumulative" and min_density is not None:
         raise ValueError(wrong("min_density", "be None where sums of scores decide", min_density))
@@ -175,13 +176,15 @@ def filter_attention(
     budget = Budget(constant(share), distribution, None, least)
     attention = _Attention(units, scores, step_number("width", width, 1))
     regularizer = _Penalty(attention, penalty, scope == "layer", 1 - share, strength)
-    kept: Keep = within(budget, units)
+    kept: Keep = within(budget, units, in_order=True)
     if scope == "cumulative":
         kept = keep.largest(functools.partial(_cumulative, attention, 1 - share))
+    by_rank = scope == "layer" and units.cost is not None
+    chosen = attention.ranks if by_rank else attention.of
     seen = _Seen(attention, course)
     return prune(
         inner,
-        [MaskUpdate(course.at_end_of("attention"), attention.of, kept)],
+        [MaskUpdate(course.at_end_of("attention"), chosen, kept)],
         View(
             seen.network,
             update_scale=lambda s: s.support,
@@ -246,6 +249,11 @@ class _Attention(NamedTuple):
                 each.append(activated(z))
             found[name] = functools.reduce(jnp.maximum, each)
         return found
+
+    def ranks(self, s: Signals) -> Scores:
+        """The share of its layer that each filter is no worse than: an order over all layers."""
+        scores = self.of(s).items()
+        return {name: jnp.mean(x[:, None] >= x, axis=1) for name, x in scores}
 
 
 def _members(group: Any) -> dict[tuple[str, int], np.ndarray]:

@@ -1,0 +1,95 @@
+"""Methods that prune channels on several devices: the same masks as on one."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from test_channels_traced import METHODS, TARGETS, inner, trained
+from test_shrink import IMAGES, apply, traced
+
+import jaxprune
+
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.several_devices]
+
+STEPS = 7
+
+PRICED: dict[str, Any] = {
+    "prune_and_grow, parameters": lambda c: METHODS["prune_and_grow, after a warm-up"](c),
+    "filter_attention, parameters": lambda c: jaxprune.filter_attention(
+        inner(), sparsity=0.5, begin=1, attention_steps=2, channels=c, scope="layer",
+        learner=optax.adam(0.03),
+    ),
+}  # fmt: skip
+
+
+def method(name: str, net: Any) -> Any:
+    if name in PRICED:
+        return PRICED[name](net.channels(round_to=1, cost="parameters"))
+    return METHODS[name](net.channels(round_to=4))
+
+
+def alone(tx: Any, params: Any, stats: Any) -> list[Any]:
+    return [tiny.masks_of(state) for _, state in trained(tx, params, stats, STEPS)[1:]]
+
+
+def same_masks(found: Any, expected: Any) -> None:
+    assert found.keys() == expected.keys()
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(found[name], mask)
+
+
+def rows(leaf: jax.Array) -> P:
+    """The last axis over the devices, where it is shared out evenly."""
+    return P(*[None] * (leaf.ndim - 1), "x") if leaf.ndim and leaf.shape[-1] % 4 == 0 else P()
+
+
+@pytest.mark.parametrize("name", [*METHODS, *PRICED])
+def test_sharded_params_and_images_give_the_same_masks(name: str) -> None:
+    net, params, stats = traced()
+    tx = method(name, net)
+    expected = alone(tx, params, stats)
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, rows(leaf)), params)
+    params = jax.device_put(params, shardings)
+    states = jaxprune.state_shardings(tx, params)
+    state = jax.jit(tx.init, out_shardings=states)(params)
+
+    @functools.partial(jax.jit, out_shardings=(shardings, states))
+    def step(params: Any, state: Any) -> Any:
+        grads = jax.grad(lambda p: jnp.mean((apply(p, stats, IMAGES) - TARGETS) ** 2))(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for masks in expected:
+        params, state = step(params, state)
+        same_masks(tiny.masks_of(state), masks)
+    jaxprune.verify(params, state)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *PRICED])
+def test_replicas_with_data_of_their_own_keep_the_same_channels(name: str) -> None:
+    net, params, stats = traced()
+    tx = method(name, net)
+    expected = alone(tx, params, stats)
+    devices = jax.devices()[: len(IMAGES)]
+
+    @functools.partial(jax.pmap, axis_name="replicas", devices=devices)
+    def step(params: Any, state: Any, image: Any, target: Any) -> Any:
+        grads = jax.grad(lambda p: jnp.mean((apply(p, stats, image) - target) ** 2))(params)
+        updates, state = tx.update(jax.lax.pmean(grads, "replicas"), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = jax.tree.map(lambda x: jnp.stack([x] * len(devices)), (params, tx.init(params)))
+    for masks in expected:
+        params, state = step(params, state, IMAGES[:, None], TARGETS[:, None])
+        first, *others = [tiny.part((params, state), n) for n in range(len(devices))]
+        same_masks(tiny.masks_of(first[1]), masks)
+        for other in others:
+            tiny.same_bits(other, first)
