@@ -170,7 +170,7 @@ class Experiment:
     def _trained(
         self, state: training.State, config: Any, watch: Callable[[int, Any], None] | None = None
     ) -> tuple[training.State, list[dict[str, float]]]:
-        """The state after all updates; no device is waited for but where the curve is taken."""
+        """The state after all updates; waited for where the curve is taken, or channels are cut."""
         curve, window = [], []
         train_step = cut_steps.step_of(config, self.model, self.train.images.shape[1:])
         batches = data.batches(
@@ -201,7 +201,8 @@ def _with_random_masks(state: training.State, config: Any, choice: Any = None) -
     seeded: Any = ConfigDict(config.to_dict())
     seeded.method.seed = config.seed
     drawn = optimizers.build(seeded, choice).init(state.params)
-    own = {name: optax.tree.get(drawn, name) for name in ("prune_key", "prune_mask")}
+    drawn_parts = ("prune_key", "prune_mask", "prune_learned")
+    own = {name: optax.tree.get(drawn, name) for name in drawn_parts}
     return state.replace(opt_state=optax.tree.set(state.opt_state, **own))
 
 

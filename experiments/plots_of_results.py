@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import channels
 from experiments.plots import PERCENT, color_of, save
 
 
@@ -60,17 +61,18 @@ def accuracy_over_cost(path: pathlib.Path, title: str, rows: Sequence[Mapping[st
     cut = [row for row in rows if "parameters" in row]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    labels = ("parameters", "milliseconds for 100 images")
+    labels = ("parameters", f"milliseconds for {channels.TIMED_BATCH} images")
     for axes, key, label in zip(panels, ("parameters", "milliseconds"), labels, strict=True):
         dense = [row["accuracy"] for row in rows if not row["target"]]
         if dense:
             whole = float(np.mean([row[key][1] for row in cut]))
             _point(axes, [whole] * len(dense), dense, label="dense", color="black", marker="*")
-        for number, name in enumerate(dict.fromkeys(row["method"] for row in cut)):
+        arms = {row["method"]: row["arm"]["method"] for row in cut}
+        for number, (name, method) in enumerate(arms.items()):
             for target in sorted({row["target"] for row in cut}):
                 found = [r for r in cut if (r["method"], r["target"]) == (name, target)]
                 if found:
-                    style = {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+                    style = {"color": color_of(method), "marker": _MARKERS[number % len(_MARKERS)]}
                     costs, accuracies = ([_of(r, k) for r in found] for k in (key, "accuracy"))
                     _point(axes, costs, accuracies, label=name, **style)
         axes.set_xlabel(label)

@@ -1,12 +1,12 @@
-"""How many channels of each group stay within a cost: the most worth, by one multiplier.
+"""How many channels of each group stay within a cost.
 
-Of each group the best stay, so only numbers are sought. At the widths of its neighbours a group's
-cost is a function of its own width alone; ``worth_g(c) - lambda cost_g(c)`` is greatest at a
-number that falls as lambda grows, and lambda is bisected until the whole network costs no more than
-it may. Neighbours' widths then are those just found, a few rounds long; what is left over in the
-end goes to single steps, the one that is worth most first.
-
-Where scores are no sums, only an order, as many of the highest stay as fit.
+Of each group the best stay, so only numbers are sought. Where scores are an order, as sizes are, as
+many of the highest stay as fit. Where they add up, as changes of the loss do, they are weighed
+against the cost: at the widths of its neighbours a group's cost is a function of its own width
+alone; ``worth_g(c) - lambda cost_g(c)`` is greatest at a number that falls as lambda grows, and
+lambda is bisected until the whole network costs no more than it may. Neighbours' widths then are
+those just found, a few rounds long. What is left over in the end goes to single steps, the one that
+is worth most first.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def widths_within(
     steps: Mapping[str, int],
     budget: Any,
     *,
-    in_order: bool = False,
+    additive: bool = False,
 ) -> dict[str, jax.Array]:
     """How many channels of each group stay.
 
@@ -44,8 +44,8 @@ def widths_within(
       most: at most.
       steps: widths are multiples of these, or one of the two bounds.
       budget: the share of the whole network's cost that may be kept.
-      in_order: whether those that are worth the most stay, as many as fit, whatever each costs; by
-        default what they are worth is weighed against it.
+      additive: whether worth adds up, as changes of the loss do, and is weighed against the cost;
+        by default it is an order: those worth the most stay, as many as fit, whatever each costs.
 
     Returns:
       ``{group: int32}``: the cost is within the budget, unless the least numbers are not; each
@@ -69,9 +69,7 @@ def widths_within(
     step = np.array([steps.get(name, 1) for name in names])
     each = [worth[name] for name in names]
     task = _Task(cost, _Curves.of(cost), low, high, step, jnp.asarray(budget, jnp.float32))
-    value = _value(task.curves, each)
-    found = _in_order(task, each) if in_order else _weighed(task, value)
-    found = _filled(task, value, found)
+    found = _weighed(task, each) if additive else _in_order(task, each)
     return {name: found[k] for k, name in enumerate(names)}
 
 
@@ -137,22 +135,32 @@ class _Task(NamedTuple):
 
 def _in_order(task: _Task, worth: list[Any]) -> jax.Array:
     """The widths of the channels that are worth the most, as many as fit."""
-    each = jnp.concatenate([jnp.asarray(x, jnp.float32) for x in worth])
-    each = jnp.where(jnp.isnan(each), -jnp.inf, each)
-    which = np.repeat(np.arange(len(worth)), [np.size(x) for x in worth])
-    place = jnp.argsort(jnp.argsort(-each))  # 0 is worth the most, the first of equals
+    which, each = _sorted(worth)
+    sizes = np.bincount(which, minlength=len(worth))
+    share = np.concatenate([np.arange(n) / n for n in sizes])  # equals take turns
+    number = np.arange(len(which), dtype=np.int32)
+    keys = -each, jnp.asarray(share, jnp.float32), jnp.asarray(number)
+    order = lax.sort(keys, num_keys=2)[2]
+    place = jnp.zeros_like(order).at[order].set(number)  # 0 is worth the most
 
     def first(share: jax.Array) -> jax.Array:
-        stays = place < jnp.ceil(share * each.size).astype(jnp.int32)
+        stays = place < jnp.ceil(share * len(which)).astype(jnp.int32)
         wanted = jax.ops.segment_sum(stays.astype(jnp.int32), which, len(worth))
         return task.rounded(wanted, task.low)
 
+    def sooner(widths: jax.Array, after: jax.Array) -> jax.Array:
+        del after
+        begins = task.curves.begins - np.arange(len(worth))  # a group has a number more
+        return -place[jnp.minimum(begins + widths, len(which) - 1)].astype(jnp.float32)
+
     whole = first(jnp.float32(1))
-    return jnp.where(task.fits(whole), whole, task.halved(first, 0.0, 1.0)[0])
+    found = jnp.where(task.fits(whole), whole, task.halved(first, 0.0, 1.0)[0])
+    return _filled(task, sooner, found)
 
 
-def _weighed(task: _Task, value: jax.Array) -> jax.Array:
+def _weighed(task: _Task, worth: list[Any]) -> jax.Array:
     """The widths that are worth the most beside what they cost, as far as one multiplier tells."""
+    value = _value(task.curves, worth)
     cost, curves, low, high = task.cost, task.curves, task.low, task.high
     number, allowed, whole = len(curves.begins), task.allowed, task.whole
 
@@ -186,23 +194,27 @@ def _weighed(task: _Task, value: jax.Array) -> jax.Array:
 
     sizes = jnp.asarray([*cost.sizes.values()], jnp.float32)
     first = jnp.clip((sizes * jnp.sqrt(task.budget)).astype(jnp.int32), low, high)
-    return lax.fori_loop(0, _ROUNDS, a_round, (first, low, jnp.float32(-jnp.inf)))[1]
+    found = lax.fori_loop(0, _ROUNDS, a_round, (first, low, jnp.float32(-jnp.inf)))[1]
+
+    def more(widths: jax.Array, after: jax.Array) -> jax.Array:
+        return value[curves.begins + after] - value[curves.begins + widths]
+
+    return _filled(task, more, found)
 
 
-def _filled(task: _Task, value: jax.Array, widths: jax.Array) -> jax.Array:
-    """What is left over goes to the next step that is worth most, while one fits."""
+def _filled(task: _Task, gained: Any, widths: jax.Array) -> jax.Array:
+    """What is left over goes to the next step of greatest gain, while one fits."""
     curves, allowed = task.curves, task.allowed
     number, one = len(curves.begins), np.eye(len(curves.begins), dtype=bool)
 
     def tried(widths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The next widths of each group, and what they are worth more; nothing if none fits."""
+        """The next widths of each group, and what they gain; -inf if none fits."""
         above = allowed & (curves.number > widths[curves.group])
         after = jnp.where(above, curves.number, np.iinfo(np.int32).max)
         after = jax.ops.segment_min(after, curves.group, number)
         after = jnp.where(after == np.iinfo(np.int32).max, widths, after)
-        gain = value[curves.begins + after] - value[curves.begins + widths]
         fit = jax.vmap(task.fits)(jnp.where(one, after[None], widths[None]))
-        return after, jnp.where(fit & (after > widths), gain, -jnp.inf)
+        return after, jnp.where(fit & (after > widths), gained(widths, after), -jnp.inf)
 
     def more(carry: Any) -> jax.Array:
         return jnp.any(carry[2] > -jnp.inf)
@@ -217,16 +229,21 @@ def _filled(task: _Task, value: jax.Array, widths: jax.Array) -> jax.Array:
 
 def _value(curves: "_Curves", worth: list[Any]) -> jax.Array:
     """What the best channels of each group are worth together, at each of its numbers."""
-    each = jnp.concatenate([jnp.asarray(x, jnp.float32) for x in worth])
-    each = jnp.where(jnp.isnan(each), -jnp.inf, each)
-    which = np.repeat(np.arange(len(worth)), [np.size(x) for x in worth])
-    _, each = lax.sort((jnp.asarray(which), -each), num_keys=2)
-    lowest = jnp.min(jnp.where(jnp.isfinite(each), -each, 0), initial=0)  # 0 but of signed scores
-    each = jnp.where(jnp.isfinite(each), -each - lowest, 0)
+    each = _sorted(worth)[1]
+    lowest = jnp.min(jnp.where(jnp.isfinite(each), each, 0), initial=0)  # 0 but of signed scores
+    each = jnp.where(jnp.isfinite(each), each - lowest, 0)
     each = each / jnp.maximum(jnp.sum(jnp.abs(each)), jnp.finfo(jnp.float32).tiny)
     total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(each)])
     at = curves.begins - np.arange(len(worth))  # each group has one number more than channels
     return total[at[curves.group] + curves.number] - total[at[curves.group]]
+
+
+def _sorted(worth: list[Any]) -> tuple[np.ndarray, jax.Array]:
+    """The group of each channel, and what it is worth, within each group the most first."""
+    each = jnp.concatenate([jnp.asarray(x, jnp.float32) for x in worth])
+    each = jnp.where(jnp.isnan(each), -jnp.inf, each)
+    which = np.repeat(np.arange(len(worth)), [np.size(x) for x in worth])
+    return which, -lax.sort((jnp.asarray(which), -each), num_keys=2)[1]
 
 
 class _Curves(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_channels_traced import METHODS, TARGETS, inner, trained
+from test_channels_traced import METHODS, TARGETS, trained
 from test_shrink import IMAGES, apply, traced
 
 import jaxprune
@@ -20,23 +20,15 @@ pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.several
 
 STEPS = 7
 
-PRICED: dict[str, Any] = {
-    "prune_and_grow, parameters": lambda c: METHODS["prune_and_grow, after a warm-up"](c),
-    "filter_attention, parameters": lambda c: jaxprune.filter_attention(
-        inner(), sparsity=0.5, begin=1, attention_steps=2, channels=c, scope="layer",
-        learner=optax.adam(0.03),
-    ),
-}  # fmt: skip
+NAMES = ("prune_and_grow, after a warm-up", "filter_attention")
 
 
-def method(name: str, net: Any) -> Any:
-    if name in PRICED:
-        return PRICED[name](net.channels(round_to=1, cost="parameters"))
-    return METHODS[name](net.channels(round_to=4))
-
-
-def alone(tx: Any, params: Any, stats: Any) -> list[Any]:
-    return [tiny.masks_of(state) for _, state in trained(tx, params, stats, STEPS)[1:]]
+@functools.cache
+def on_one(name: str) -> tuple[Any, list[Any]]:
+    """The method, and its masks after each update on one device."""
+    net, params, stats = traced()
+    tx = METHODS[name](net.channels(round_to=1, cost="parameters"))
+    return tx, [tiny.masks_of(state) for _, state in trained(tx, params, stats, STEPS)[1:]]
 
 
 def same_masks(found: Any, expected: Any) -> None:
@@ -50,11 +42,9 @@ def rows(leaf: jax.Array) -> P:
     return P(*[None] * (leaf.ndim - 1), "x") if leaf.ndim and leaf.shape[-1] % 4 == 0 else P()
 
 
-@pytest.mark.parametrize("name", [*METHODS, *PRICED])
+@pytest.mark.parametrize("name", NAMES)
 def test_sharded_params_and_images_give_the_same_masks(name: str) -> None:
-    net, params, stats = traced()
-    tx = method(name, net)
-    expected = alone(tx, params, stats)
+    (tx, expected), (_, params, stats) = on_one(name), traced()
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, rows(leaf)), params)
     params = jax.device_put(params, shardings)
@@ -73,11 +63,9 @@ def test_sharded_params_and_images_give_the_same_masks(name: str) -> None:
     jaxprune.verify(params, state)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *PRICED])
+@pytest.mark.parametrize("name", NAMES)
 def test_replicas_with_data_of_their_own_keep_the_same_channels(name: str) -> None:
-    net, params, stats = traced()
-    tx = method(name, net)
-    expected = alone(tx, params, stats)
+    (tx, expected), (_, params, stats) = on_one(name), traced()
     devices = jax.devices()[: len(IMAGES)]
 
     @functools.partial(jax.pmap, axis_name="replicas", devices=devices)

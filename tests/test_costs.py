@@ -20,20 +20,20 @@ from jaxprune.network.costs import Cost, Term, Width
 
 
 def widths(
-    cost: Cost, worth: Any, budget: float, step: int = 1, in_order: bool = False
+    cost: Cost, worth: Any, budget: float, step: int = 1, additive: bool = True
 ) -> list[int]:
     """Those that are found, compiled once for a network."""
-    found = compiled(cost, step, in_order)(worth, budget)
+    found = compiled(cost, step, additive)(worth, budget)
     return [int(found[name]) for name in cost.sizes]
 
 
 @functools.cache
-def compiled(cost: Cost, step: int, in_order: bool) -> Any:
+def compiled(cost: Cost, step: int, additive: bool) -> Any:
     steps = dict.fromkeys(cost.sizes, step)
 
     def find(worth: Any, budget: Any) -> Any:
         most = dict(cost.sizes)
-        return knapsack.widths_within(cost, worth, steps, most, steps, budget, in_order=in_order)
+        return knapsack.widths_within(cost, worth, steps, most, steps, budget, additive=additive)
 
     return jax.jit(find)
 
@@ -130,7 +130,7 @@ def in_order(cost: Cost, worth: Any, step: int, budget: float) -> list[int]:
             after = [*best]
             after[k] = min(n, best[k] // step * step + step)
             if after[k] > best[k] and cost.values(np.array(after)).sum() <= budget:
-                more[np.sort(worth[k])[::-1][best[k] : after[k]].sum()] = after
+                more[np.sort(worth[k])[::-1][best[k]]] = after
         if not more:
             return best
         best = more[max(more)]
@@ -143,15 +143,18 @@ def test_in_order_the_highest_stay_whatever_they_cost(seed: int, budget: float, 
     net = jaxprune.trace(*of_chain(3, 6, 5, 4, 2))
     cost = net.cost(str(rng.choice(["parameters", "FLOPs"])))
     worth = [rng.exponential(size=n) for n in cost.sizes.values()]
-    found = widths(cost, dict(zip(cost.sizes, worth, strict=True)), budget, step, in_order=True)
-    assert found == in_order(cost, worth, step, budget)
+    for each in worth, [np.exp(20 * (x - 4)) for x in worth]:  # only their order counts
+        given = {n: np.float32(x) for n, x in zip(cost.sizes, each, strict=True)}
+        found = widths(cost, given, budget, step, additive=False)
+        assert found == in_order(cost, worth, step, budget)
 
 
-def test_equal_scores_are_kept_alike() -> None:
+@pytest.mark.parametrize("additive", [True, False])
+def test_equal_scores_are_kept_alike(additive: bool) -> None:
     net = jaxprune.trace(*of_chain(4, 64, 64, 4))
     cost = net.cost("parameters")
     same = {name: jnp.ones(64) for name in cost.sizes}
-    found = np.array(widths(cost, same, 0.25))
+    found = np.array(widths(cost, same, 0.25, additive=additive))
     assert cost.values(found).sum() <= 0.25 * cost()
     assert cost.values(found + 1).sum() > 0.25 * cost()
     assert abs(found[0] - found[1]) <= 8

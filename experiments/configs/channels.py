@@ -18,6 +18,11 @@ CHANNELS = {
 "latency", measured on this machine."""
 
 
+CUT_STEPS = ("filter_attention", "prune_and_grow", "static")
+"""Methods whose channels change so seldom that training on cut networks is worth compiling them."""
+
+_PERIODS = {"attention_steps": 50, "every": 16}
+
 GROWING_CHANNELS = {
     "explore_steps": 5,
     "warmup": 0.1,
@@ -64,10 +69,7 @@ def glyphs_deep_resnet_channels(depth: int, name: str, **values: Any) -> ConfigD
     """
     config: Any = ConfigDict(common.glyphs_resnet(name).to_dict())
     config.data.size, config.model = 32, ConfigDict({"name": "resnet", "depth": depth})
-    config.cut_steps, config.optimizer.learning_rate = (
-        True,
-        0.1,
-    )  # at 0.3 it does not begin to learn
+    config.optimizer.learning_rate = 0.1  # at 0.3 it does not begin to learn
     return _of_channels(config, values)
 
 
@@ -88,17 +90,17 @@ def cifar_resnet_channels(depth: int, name: str, **values: Any) -> ConfigDict:
       0.5
     """
     config: Any = ConfigDict(common.cifar_resnet(depth, name).to_dict())
-    config.cut_steps, longer = True, config.steps / 1280  # than on glyphs
-    if name == "filter_attention":
-        values = {"attention_steps": round(50 * longer), **values}
-    if name == "prune_and_grow":
-        values = {"measure_steps": 150, "improve_steps": 150, "explore_steps": 40, **values}
-    return _of_channels(config, values)
+    longer = {
+        name: round(config.steps / 1280 * n) for name, n in _PERIODS.items()
+    }  # than on glyphs
+    longer |= {"measure_steps": 150, "improve_steps": 150, "explore_steps": 40}
+    longer = {name: n for name, n in longer.items() if name in config.method}
+    return _of_channels(config, {**longer, **values})
 
 
 def _of_channels(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     found: Any = ConfigDict(config.to_dict())
-    found.channels = ConfigDict(CHANNELS)
+    found.channels, found.cut_steps = ConfigDict(CHANNELS), found.method.name in CUT_STEPS
     usual: dict[str, Any] = GROWING_CHANNELS if found.method.name == "prune_and_grow" else {}
     if "sparsity" in found.method:
         usual = {"sparsity": 0.5, **usual}

@@ -63,7 +63,13 @@ _PHASES = {"begin": 0.5, "attention_steps": 50, "learner_rate": 0.03}
 _SLIM = {"ramp": (0.0, 0.75), "every": 16, "strength": 1e-4, "distribution": "global"}
 
 CHANNEL_METHODS: dict[str, dict[str, Any]] = {
-    "filter_attention": {"sparsity": 0.5, **_PHASES, "scores": "attention", "scope": "layer"},
+    "filter_attention": {
+        "sparsity": 0.5,
+        **_PHASES,
+        "scores": "attention",
+        "scope": "layer",
+        "seed": 0,
+    },
     "slimming": {"sparsity": 0.5, **_SLIM},
 }
 """Those of the methods that prune channels alone."""

@@ -17,11 +17,11 @@ from experiments.configs.common import Arm, plain
 
 PAAM, GROWS = "filter_attention", "prune_and_grow"
 AT_ONCE = {"ramp": (0.1, 0.1)}
-GLOBAL, FREE = {"scope": "global"}, {"scope": "global", "scores": "free"}
+BY_LAYER, FREE = {"scope": "layer"}, {"scores": "free"}
 
 ARMS = (
     *plain("dense", PAAM),
-    Arm(f"{PAAM}, global", PAAM, GLOBAL),
+    Arm(f"{PAAM}, by layer", PAAM, BY_LAYER),
     Arm("free scores", PAAM, FREE | {"learner_rate": 0.1}),
     Arm(GROWS, GROWS, channels.GROWING_CHANNELS),
     Arm("taylor, at once", "gradual_magnitude", AT_ONCE, channels={"score": "taylor"}),
@@ -36,7 +36,7 @@ ARMS = (
 CHOICES = (
     *(
         Arm(f"{name}, {rate}", PAAM, values | {"learner_rate": rate})
-        for name, values in ((PAAM, {}), (f"{PAAM}, global", GLOBAL), ("free scores", FREE))
+        for name, values in ((PAAM, {}), (f"{PAAM}, by layer", BY_LAYER), ("free scores", FREE))
         for rate in (0.01, 0.03, 0.1)
     ),
     *(

@@ -88,17 +88,18 @@ class largest:
 
 @dataclasses.dataclass(frozen=True)
 class cheapest:
-    """The channels that are worth the most together, within what the network may cost.
+    """The channels that are worth the most, within what the network may cost.
 
-    Of each group the best stay; how many of each is found by one multiplier on their cost
-    (`jaxprune.knapsack`). At a sparsity s the network that is left costs at most the share
-    ``1 - s`` of the whole one, what is not pruned included; the cost is that of the channels.
+    Of each group the best stay (`jaxprune.knapsack`). At a sparsity s the network that is left
+    costs at most the share ``1 - s`` of the whole one, what is not pruned included; the cost is
+    that of the channels.
 
     Attributes:
       budget: its schedule says the sparsity, and its ``min_density`` what each group keeps at
         least; the distribution is not read.
-      in_order: whether the highest stay, as many as fit, whatever each costs: for scores that are
-        an order, and nothing that adds up.
+      additive: whether scores add up, as changes of the loss do: then what channels are worth
+        together is greatest, by one multiplier on their cost. By default scores are an order, and
+        as many of the highest stay as fit.
 
     Examples:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -120,7 +121,7 @@ class cheapest:
     """
 
     budget: Budget
-    in_order: bool = False
+    additive: bool = False
 
     def __call__(self, scores: Scores, s: Signals, kept: Leaves) -> Chosen:
         """The masks after a change."""
@@ -143,18 +144,18 @@ class cheapest:
         if drops is not None:
             share *= 1 - jnp.asarray(drops(s.step), jnp.float32)
         found = widths_within(
-            units.cost, worth, least, most, units.steps, share, in_order=self.in_order
+            units.cost, worth, least, most, units.steps, share, additive=self.additive
         )
         return _highest(scores, kept, {(name,): found[name] for name in scores})
 
 
-def within(budget: Budget, units: Units, *, in_order: bool = False) -> Keep:
+def within(budget: Budget, units: Units, *, additive: bool | None = None) -> Keep:
     """What a budget means for some units: `cheapest` if they have a cost, else `largest`.
 
     Args:
       budget: of what is kept.
       units: of which it is.
-      in_order: of `cheapest`.
+      additive: of `cheapest`; None is as the score says that channels were chosen with.
 
     Returns:
       The word.
@@ -184,7 +185,7 @@ def within(budget: Budget, units: Units, *, in_order: bool = False) -> Keep:
         if ramp.sparsity > reached:
             hint = f"groups keep {fewest}, by `round_to`, `min_keep` and `min_density`"
             raise ValueError(wrong("sparsity", f"be at most {reached:.4g}", ramp.sparsity, hint))
-    return cheapest(budget, in_order)
+    return cheapest(budget, units.score == "taylor" if additive is None else additive)
 
 
 def _fewest(budget: Budget, units: Channels) -> dict[str, int]:

@@ -176,7 +176,7 @@ def filter_attention(
     budget = Budget(constant(share), distribution, None, least)
     attention = _Attention(units, scores, step_number("width", width, 1))
     regularizer = _Penalty(attention, penalty, scope == "layer", 1 - share, strength)
-    kept: Keep = within(budget, units, in_order=True)
+    kept: Keep = within(budget, units, additive=False)
     if scope == "cumulative":
         kept = keep.largest(functools.partial(_cumulative, attention, 1 - share))
     by_rank = scope == "layer" and units.cost is not None
@@ -251,9 +251,9 @@ class _Attention(NamedTuple):
         return found
 
     def ranks(self, s: Signals) -> Scores:
-        """The share of its layer that each filter is no worse than: an order over all layers."""
+        """The share of its layer that each filter is better than: an order over all layers."""
         scores = self.of(s).items()
-        return {name: jnp.mean(x[:, None] >= x, axis=1) for name, x in scores}
+        return {name: jnp.argsort(jnp.argsort(x)) / x.size for name, x in scores}
 
 
 def _members(group: Any) -> dict[tuple[str, int], np.ndarray]:

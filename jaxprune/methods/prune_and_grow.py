@@ -164,8 +164,10 @@ def prune_and_grow(
         units = units_for(where, exclude, output_axis, stacked, channels, network=network)
         budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
         budget = budget.together() if ranking == "global" else budget
-        weakest, kept = score, keep.within(budget, units)
-        swapped = keep.within(budget.less(swap), units)
+        additive = True if importance == "taylor" else None
+        weakest, kept = score, keep.within(budget, units, additive=additive)
+        swapped = keep.within(budget.less(swap), units, additive=additive)
+        at_random = keep.within(budget, units, additive=False)
     else:
         kept = keep.n_of_m(*_checked_groups(n_of_m, sparsity))
         if overrides or min_density or ranking != "leaf" or distribution != "erk" or channels:
@@ -175,6 +177,7 @@ def prune_and_grow(
         units = units_of_groups(kept.m, unfit, where, exclude, output_axis, stacked, network)
         weakest, budget = _weakest_of(score, kept.m), Budget(constant(kept.sparsity), "uniform")
         swapped = keep.largest(budget.less(lambda step: jnp.minimum(swap(step), 1 / kept.n)))
+        at_random = kept
     first = []
     if isinstance(start, str):
         one_of("start", start, ("magnitude",))
@@ -182,7 +185,7 @@ def prune_and_grow(
     elif warmup:
         first = [MaskUpdate(course.at_end_of("warmup"), score, kept, KEPT)]
     elif start is None:
-        start = AtRandom(kept)
+        start = AtRandom(at_random)
     return prune(
         inner,
         [

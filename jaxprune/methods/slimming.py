@@ -102,6 +102,9 @@ def slimming(
         return found
 
     smallest_go = MaskUpdate(
-        refreshes(every, schedule, end_of(schedule)), sizes, keep.within(budget, units), KEPT
+        refreshes(every, schedule, end_of(schedule)),
+        sizes,
+        keep.within(budget, units, additive=False),
+        KEPT,
     )
     return prune(optax.chain(price, inner), [smallest_go], views.hard, units=units, seed=seed)

@@ -78,5 +78,7 @@ def snip(
     """
     budget = Budget(constant(sparsity), distribution, overrides, min_density)
     units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
-    most_missed = MaskUpdate(once(1), scores.saliency, keep.within(budget, units), KEPT)
+    most_missed = MaskUpdate(
+        once(1), scores.saliency, keep.within(budget, units, additive=True), KEPT
+    )
     return prune(inner, [most_missed], views.hard, units=units, start=start, seed=seed)

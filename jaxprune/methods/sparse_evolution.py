@@ -94,14 +94,15 @@ def sparse_evolution(
     budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
     dropped = share_of("drop_fraction", drop_fraction, constant)
     swapping = periodic(every, stop)
+    at_random = keep.within(budget, units, additive=False)
     return prune(
         inner,
         [
             MaskUpdate(swapping, scores.magnitude, keep.within(budget.less(dropped), units), KEPT),
-            MaskUpdate(swapping, scores.random, keep.within(budget, units), PRUNED),
+            MaskUpdate(swapping, scores.random, at_random, PRUNED),
         ],
         views.hard if channels is None else views.at_rest,
         units=units,
-        start=AtRandom(keep.within(budget, units)) if start is None else start,
+        start=AtRandom(at_random) if start is None else start,
         seed=seed,
     )

@@ -81,6 +81,6 @@ def static(
     units = units_for(where, exclude, stacked=stacked, channels=channels, network=network)
     if sparsity is not None:
         budget = Budget(constant(sparsity), distribution, overrides, min_density)
-        first = AtRandom(keep.within(budget, units))
+        first = AtRandom(keep.within(budget, units, additive=False))
     named = "masks" if start is None else "start"
     return prune(inner, [], views.hard, units=units, start=first, start_named=named, seed=seed)

@@ -98,11 +98,12 @@ class Network:
           score: what a channel is worth where a method ranks magnitudes: "l1" or "l2" of all that
             belongs to it, "scale", the l1 of the scales of the norms that follow (of the layers
             where none does), "taylor", the size of the sum of w g over all that belongs to it, or
-            ``signals -> {name of a group: scores}``. All but the last are divided by their mean
-            over the group's kept channels, so that groups of different fan may be ranked together.
+            ``signals -> {name of a group: scores}``. Sizes are divided by their mean over the
+            group's kept channels, so that groups of different fan may be ranked together.
           cost: what a method's sparsity is a share of: None counts channels; "parameters" and
-            "FLOPs" those of the whole network, or any `Cost`. How many of each group stay is then
-            found by what channels are worth and cost, whatever the method's ``distribution``.
+            "FLOPs" those of the whole network, or any `Cost`. Whatever the ``distribution``, as
+            many then stay as fit, the highest of all groups first; where scores add up, as Taylor's
+            changes of the loss do, those that are worth the most together beside what they cost.
 
         Returns:
           What ``channels`` of a method takes; static.

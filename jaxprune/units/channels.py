@@ -126,7 +126,7 @@ class Channels:
         }
 
     def worth(self, s: Any, product: Callable[[str], jax.Array]) -> dict[str, jax.Array]:
-        """What each channel is worth by magnitude, in means of its group.
+        """What each channel is worth: its size, in means of its group; "taylor" as it is.
 
         Args:
           s: the `Signals`.
@@ -146,10 +146,12 @@ class Channels:
                 named = group.scales or group.gates
                 members = [each for each in members if (each.path, each.axis) in named]
             each = after(pool(members, group.size, entries))
-            kept = s.mask[name]
-            number = jnp.maximum(jnp.sum(kept, dtype=jnp.float32), 1)
-            mean = jnp.sum(jnp.where(kept, each, 0)) / number
-            found[name] = each / jnp.where(mean > 0, mean, 1)
+            if self.score != "taylor":  # a change of the loss is comparable as it is
+                kept = s.mask[name]
+                number = jnp.maximum(jnp.sum(kept, dtype=jnp.float32), 1)
+                mean = jnp.sum(jnp.where(kept, each, 0)) / number
+                each /= jnp.where(mean > 0, mean, 1)
+            found[name] = each
         return found
 
     def at_gates(self, entries: Callable[[str], jax.Array]) -> dict[str, jax.Array]:
