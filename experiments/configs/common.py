@@ -67,7 +67,7 @@ CHANNEL_METHODS: dict[str, dict[str, Any]] = {
         "sparsity": 0.5,
         **_PHASES,
         "scores": "attention",
-        "scope": "layer",
+        "scope": "global",
         "seed": 0,
     },
     "slimming": {"sparsity": 0.5, **_SLIM},
