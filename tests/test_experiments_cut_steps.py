@@ -141,3 +141,28 @@ def test_nothing_pruned_is_the_whole_network() -> None:
     close(parts(state), parts(expected))
     assert step.counts == {"whole": 1, "cut": 0}
     assert step.told()["share"] is None  # one step is no measure
+
+
+def test_programs_are_told_apart_by_constants_within() -> None:
+    def digest(kept: Any, wrap: Any) -> bytes:
+        inner = wrap(lambda y: jnp.sin(jnp.take(y, np.array(kept))))
+        return cut_steps._digest(jax.jit(lambda y: inner(2 * y)).trace(jnp.ones(5)).jaxpr)
+
+    for wrap in (lambda f: f, jax.jit, jax.checkpoint, lambda f: jax.jit(jax.jit(f))):
+        assert digest([0, 2], wrap) == digest([0, 2], wrap) != digest([0, 3], wrap)
+
+
+def test_a_group_may_go_whole() -> None:
+    config = glyph_resnet("static", distribution="uniform", sparsity=0.5)
+    model, state, batches = begun(config)
+    masks = {name: np.ones(m.size, bool) for name, m in masks_of(state).items()}
+    masks["block_0/conv_0/kernel[3]"] &= False
+    state, batch = masked(state, masks), next(batches)
+    new, metrics = cut_steps.CutSteps(model, SHAPE)(jax.tree.map(jnp.copy, state), batch)
+    expected, theirs = training.train_step(state, batch)
+    close(metrics, theirs)
+    close(new.params, expected.params)
+
+
+def masks_of(state: training.State) -> dict[str, Any]:
+    return jaxprune.masks_by_path(state.opt_state)

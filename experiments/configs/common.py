@@ -59,17 +59,11 @@ whole network, and those that start sparse share ERK densities, so that a compar
 method and not the budget of layers; layer attention learns its own."""
 
 
-_PHASES = {"begin": 0.5, "attention_steps": 50, "learner_rate": 0.03}
+_PHASES = {"begin": 0.5, "attention_steps": 50, "learner_rate": 0.03, "scores": "attention"}
 _SLIM = {"ramp": (0.0, 0.75), "every": 16, "strength": 1e-4, "distribution": "global"}
 
 CHANNEL_METHODS: dict[str, dict[str, Any]] = {
-    "filter_attention": {
-        "sparsity": 0.5,
-        **_PHASES,
-        "scores": "attention",
-        "scope": "global",
-        "seed": 0,
-    },
+    "filter_attention": {"sparsity": 0.5, **_PHASES, "scope": "global", "seed": 0},
     "slimming": {"sparsity": 0.5, **_SLIM},
 }
 """Those of the methods that prune channels alone."""
