@@ -305,3 +305,19 @@ def test_outputs_that_keep_every_channel_are_named() -> None:
     for choose in (net.channels, lambda: jaxprune.pool_scores(net, params)):
         with pytest.raises(ValueError, match=r"have a channel .* all channels reach what"):
             choose()
+
+
+def test_gradients_of_the_cut_network_are_those_of_the_masked_one_where_it_is() -> None:
+    """So a method goes on with them, at the cut network's cost."""
+    net, params, stats = traced()
+    masks = {STEM: np.arange(8) % 2 == 0, UP: np.arange(12) > 3}
+    small = jaxprune.shrink(net, params, masks, also=stats)
+    pruned = small.restore(small.params)
+
+    def loss(fn: Any, params: Any, stats: Any) -> Any:
+        return jnp.mean(fn(params, stats, IMAGES) ** 2)
+
+    whole = jax.grad(lambda p: loss(apply, p, stats))(pruned)
+    cut = jax.grad(lambda p: loss(small.fn, p, small.also))(small.cut(pruned))
+    there = small.restore(jax.tree.map(jnp.ones_like, cut))
+    tiny.close(small.restore(cut), jax.tree.map(jnp.multiply, whole, there))
