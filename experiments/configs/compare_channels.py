@@ -49,15 +49,15 @@ CHOICES = (
 
 STUDIES: dict[str, dict[str, Any]] = {
     name: {"arms": ARMS, "sparsities": (0.5, 0.833), "subjects": (PAAM, GROWS)}
-    for name in ("parameters", "flops")
+    for name in ("parameters", "flops", "latency")
 } | {"validation": {"arms": CHOICES, "sparsities": (0.5, 0.833), "seeds": 2}}
 
 
 def get_config(study: str = "") -> ConfigDict:
     chosen = common.named(STUDIES, study)
     recipe: Any = channels.glyphs_resnet_channels("gradual_magnitude")
-    if study == "flops":
-        recipe.channels.cost = "FLOPs"
     if study == "validation":
         recipe.test_split = "validation"
+    else:
+        recipe.channels.cost = {"flops": "FLOPs"}.get(study, study)
     return common.study(study, recipe, **chosen)
