@@ -122,7 +122,7 @@ def test_the_studies_name_arms_that_can_be_built(toy: data.Dataset) -> None:
             *(resnet20_cifar10_channels, resnet56_cifar10_channels),
         )
         for name in (*common.METHODS, *common.CHANNEL_METHODS)
-        if (made := file.get_config(name)).cut_steps and made.channels.cost
+        if (made := file.get_config(name)).channels.cost == "parameters"
     }
     assert found == {
         (f"resnet{depth}_{data}_channels", depth, data, name)
@@ -132,8 +132,10 @@ def test_the_studies_name_arms_that_can_be_built(toy: data.Dataset) -> None:
     }
     with pytest.raises(ValueError, match=r"`config\.channels` must say which channels"):
         optimizers.build(common.digits_mlp("filter_attention"))
+    whole = (resnet20_glyphs_channels.get_config(name) for name in ("dense", "slimming"))
+    assert not any(config.cut_steps for config in whole)
     config = resnet20_glyphs_channels.get_config("prune_and_grow")
-    assert config.model.depth == 20 and config.method.warmup == 0.1
+    assert config.model.depth == 20 and config.method.warmup == 0.1 and config.cut_steps
 
 
 def test_criteria_are_ranked_right_after_the_cut(monkeypatch: Any) -> None:

@@ -58,7 +58,6 @@ GROWS = {"measure_steps": 2, "improve_steps": 2, "explore_steps": 2, "swap_fract
 RUNS = {
     "static": {"distribution": "uniform", "sparsity": 0.5},
     "prune_and_grow": GROWS,
-    "filter_attention": {"attention_steps": 4, "scores": "free"},
 }
 
 

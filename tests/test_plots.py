@@ -66,7 +66,7 @@ def test_every_method_has_a_colour_of_its_own():
 
 def test_a_picture_of_a_run_says_what_was_run_and_shows_the_dense_phases(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     row = {"accuracy": 0.5, "test_accuracy": 0.5, "sparsity": 0.98}
     rows = [{"step": step, **row} for step in (10, 20, 30)]
     run = plots.Run("iee", "prune_and_grow", rows, [(12, 18)])

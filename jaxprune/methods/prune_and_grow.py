@@ -1,5 +1,6 @@
 """Prune and grow (IEE): train the kept weights, explore the pruned ones, swap worst for best."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -164,20 +165,16 @@ def prune_and_grow(
         units = units_for(where, exclude, output_axis, stacked, channels, network=network)
         budget = budget_of(sparsity, distribution, overrides, min_density, start, units)
         budget = budget.together() if ranking == "global" else budget
-        additive = True if importance == "taylor" else None
-        weakest, kept = score, keep.within(budget, units, additive=additive)
-        swapped = keep.within(budget.less(swap), units, additive=additive)
-        at_random = keep.within(budget, units, additive=False)
+        weakest, (kept, swapped, by_chance) = score, _kept(budget, swap, units, importance)
     else:
-        kept = keep.n_of_m(*_checked_groups(n_of_m, sparsity))
+        kept = by_chance = keep.n_of_m(*_checked_groups(n_of_m, sparsity))
         if overrides or min_density or ranking != "leaf" or distribution != "erk" or channels:
-            expected = "stand without `overrides`, `min_density`, `ranking`, `distribution`"
-            expected += " and `channels`"
+            others = ("overrides", "min_density", "ranking", "distribution", "channels")
+            expected = f"stand without `{'`, `'.join(others)}`"
             raise ValueError(wrong("n_of_m", expected, n_of_m, "its groups are the counts"))
         units = units_of_groups(kept.m, unfit, where, exclude, output_axis, stacked, network)
         weakest, budget = _weakest_of(score, kept.m), Budget(constant(kept.sparsity), "uniform")
         swapped = keep.largest(budget.less(lambda step: jnp.minimum(swap(step), 1 / kept.n)))
-        at_random = kept
     first = []
     if isinstance(start, str):
         one_of("start", start, ("magnitude",))
@@ -185,7 +182,7 @@ def prune_and_grow(
     elif warmup:
         first = [MaskUpdate(course.at_end_of("warmup"), score, kept, KEPT)]
     elif start is None:
-        start = AtRandom(at_random)
+        start = AtRandom(by_chance)
     return prune(
         inner,
         [
@@ -243,6 +240,14 @@ def _swap(fraction: Any, course: Cycles) -> Schedule:
             wrong("swap_fraction", "be (first, last), a number or a schedule", fraction)
         )
     return _Geometric(course, *(checked_share("swap_fraction", share) for share in fraction))
+
+
+def _kept(budget: Budget, swap: Schedule, units: Any, importance: Any) -> tuple[Any, Any, Any]:
+    """What stays after growing, after pruning, and of first masks by chance."""
+    within = functools.partial(keep.within, units=units)
+    adds_up = True if importance == "taylor" else None
+    swapped = within(budget.less(swap), additive=adds_up)
+    return within(budget, additive=adds_up), swapped, within(budget, additive=False)
 
 
 def _checked_groups(n_of_m: Any, sparsity: Any) -> tuple[int, int]:
