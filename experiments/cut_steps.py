@@ -70,7 +70,7 @@ class CutSteps:
         self.seconds = {"whole": 0.0, "cut": 0.0, "compiling": 0.0}
         self._compiled, self._programs = 0, collections.OrderedDict[bytes, Any]()
         self._update: Any = None
-        self._now: tuple[bytes, Any, Places] | None = None
+        self._last: dict[bool, tuple[bytes, Any, Places]] = {}  # of the whole network, and of a cut
 
     def __call__(
         self, state: training.State, batch: data.Batch
@@ -120,8 +120,8 @@ class CutSteps:
 
     def _program(self, masks: Any, state: training.State, batch: data.Batch) -> tuple[Any, Places]:
         """The compiled gradients of the network that these masks leave, and where it lies."""
-        name = b"".join(mask.tobytes() for mask in masks.values())
-        if self._now is None or name != self._now[0]:
+        name, whole = b"".join(mask.tobytes() for mask in masks.values()), not masks
+        if whole not in self._last or name != self._last[whole][0]:
             by = self.net.cut(masks)
             small = jaxprune.Shrunk(state.params, state.batch_stats, by, self.net)
             places = _places(small)
@@ -129,8 +129,8 @@ class CutSteps:
             traced = jax.jit(self._gradients(small)).trace(*given)
             if self._update is None:
                 self._update = _update.lower(state, traced.out_info).compile()
-            self._now = name, self._once(traced), places
-        return self._now[1:]
+            self._last[whole] = name, self._once(traced), places
+        return self._last[whole][1:]
 
     def _once(self, traced: Any) -> Any:
         """The program of what was traced; compiled once, as long as it is among the last used."""
