@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -47,13 +48,14 @@ def told(arm: Arm) -> dict[str, Any]:
 class Experiment:
     """The data and the network of a recipe, ready to train one arm after another."""
 
-    def __init__(self, recipe: Any) -> None:
+    def __init__(self, recipe: Any, workdir: pathlib.Path | None = None) -> None:
         """Load the data.
 
         Args:
           recipe: the config that all arms share; its method and seed are replaced.
+          workdir: keeps latencies, so that all arms have one table.
         """
-        self.recipe = recipe
+        self.recipe, self.workdir = recipe, workdir
         self.train = data.load(recipe.data, recipe.train_split)
         self.test = data.load(recipe.data, recipe.test_split)
         self.model = models.build(recipe.model, self.train.classes)
@@ -86,7 +88,7 @@ class Experiment:
         """
         if config.method.name == "dense":
             return None
-        return channels.choice(config, self.model, self.train.images.shape[1:])
+        return channels.choice(config, self.model, self.train.images.shape[1:], self.workdir)
 
     def masks(self, arm: Arm, sparsity: float) -> Changes:
         """Trains once, from seed 0, and takes the masks whenever they have changed.

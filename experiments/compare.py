@@ -49,7 +49,7 @@ def compare(study: Any, workdir: pathlib.Path) -> list[Row]:
         for arm in study.arms
         for sparsity in ((0.0,) if arm.method == "dense" else study.sparsities)
     ]
-    experiment = Experiment(study.recipe)
+    experiment = Experiment(study.recipe, workdir)
     progress = logs.Progress(sum(len(missing) for *_, missing in planned), "run")
     for arm, sparsity, missing in planned:
         for row in experiment.runs(arm, sparsity, missing, rows) if missing else ():

@@ -106,6 +106,20 @@ def test_arms_are_compared_by_their_cut_networks(tmp_path: pathlib.Path) -> None
     assert json.loads((tmp_path / "results.json").read_text()) == rows
 
 
+def test_the_arms_of_a_study_share_one_table_of_latencies(
+    toy: data.Dataset, tmp_path: pathlib.Path, monkeypatch: Any
+) -> None:
+    taken = iter(range(1, 10**6))
+    monkeypatch.setattr(latency, "_seconds", lambda *_: float(next(taken)))
+    study: Any = compare_channels.get_config("latency").unlock()
+    experiment = arms.Experiment(small(study.recipe, steps=4), tmp_path)
+    costs = [
+        experiment.choice(experiment.config(arm, 0.5)).cost
+        for arm in common.plain("static", "prune_and_grow")
+    ]
+    assert costs[0] == costs[1] == jaxprune.load_cost(tmp_path / "latency.json")
+
+
 def test_the_studies_name_arms_that_can_be_built(toy: data.Dataset) -> None:
     for study in ("parameters", "flops"):
         config: Any = compare_channels.get_config(study)
