@@ -40,8 +40,9 @@ def measure_latency(
     """Times the layers of a network at widths of its channels, on the device at hand.
 
     Each product of a leaf that has one group of channels, or two, is run alone, by the shapes it
-    has at widths in steps of ``round_to`` (of more where a group has many), each shape once. What
-    the whole network takes beside its products, measured too, is shared out over the layers by the
+    has at widths in steps of ``round_to`` (of more where a group has many), each shape once; where
+    a wider one is faster, a narrower one counts as that: no budget is met by what is slower and
+    smaller. What the whole network takes beside its products, measured too, is shared out over the layers by the
     size of their outputs; where it takes less than they do, all are scaled to it. Between widths
     time is linear; layers of three groups and more take their share of the dense time.
 
@@ -125,7 +126,7 @@ class _Layers:
             for widths in itertools.product(*grid)
         ]
         along = tuple(Width(0, ((name, 1),)) for name in names)
-        return [Term(leaf.path, dense, along, grid, tuple(values))]
+        return [Term(leaf.path, dense, along, grid, _rising(values, [len(x) for x in grid]))]
 
     def with_rest(self, terms: Sequence[Term], total: float) -> list[Term]:
         """The terms brought to what the whole network takes."""
@@ -190,6 +191,14 @@ def _points(size: int, step: int) -> tuple[int, ...]:
     """From 0 to all, in steps of a multiple of a step."""
     step *= -(-size // (_POINTS * step))
     return (*range(0, size, step), size)
+
+
+def _rising(values: Sequence[float], shape: Sequence[int]) -> tuple[float, ...]:
+    """Of each width the least that it or a wider one takes, so that less never costs more."""
+    table = np.reshape(values, shape)
+    for axis in range(table.ndim):
+        table = np.flip(np.minimum.accumulate(np.flip(table, axis), axis), axis)
+    return tuple(table.ravel().tolist())
 
 
 def _seconds(function: Callable[..., Any], arrays: Sequence[Any], repeats: int) -> float:

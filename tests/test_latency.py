@@ -93,6 +93,24 @@ def test_a_network_is_fitted_to_a_latency(counted: Any) -> None:
     assert "float32[2,8,8,3]" in dict(cost.about)["inputs"]
 
 
+def test_less_never_costs_more(monkeypatch: Any) -> None:
+    """Narrow layers may be slower than wide ones; a budget then takes the wide ones."""
+    slow = {4: 5.0, 8: 1.0, 12: 4.0}  # by the channels of what is read
+
+    def seconds(function: Any, arrays: Any, repeats: int) -> float:
+        del function, repeats
+        return slow.get(arrays[0].shape[-1], 1.0) if len(arrays) == 2 else 1.0
+
+    monkeypatch.setattr(latency, "_seconds", seconds)
+    net, params, stats = traced()
+    cost = jaxprune.measure_latency(net, params, IMAGES, also=stats, round_to=4)
+    down = {t.layer: t for t in cost.terms if t.grid}["down/kernel"]
+    table = np.reshape(down.values, (4, 3))
+    assert (np.diff(table, axis=0) >= 0).all() and (np.diff(table, axis=1) >= 0).all()
+    assert down.values[-1] == down.dense
+    np.testing.assert_allclose(table[1:, 1:] / table[-1, -1], [[0.25, 0.25], [0.25, 0.25], [1, 1]])
+
+
 def test_files_are_read_back_and_those_of_another_device_are_refused(
     counted: Any, tmp_path: Any
 ) -> None:
