@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 import jaxprune
-from experiments import channels, cut_steps, data, models, optimizers, states, training
+from experiments import channels, cut_steps, data, measures, models, optimizers, states, training
 from experiments.configs import common
 from experiments.configs.common import Arm
 from jaxprune import trees
@@ -88,7 +88,7 @@ class Experiment:
         """
         if config.method.name == "dense":
             return None
-        return channels.choice(config, self.model, self.train.images.shape[1:], self.workdir)
+        return channels.choice(config, self.model, self.train.shape, self.workdir)
 
     def masks(self, arm: Arm, sparsity: float) -> Changes:
         """Trains once, from seed 0, and takes the masks whenever they have changed.
@@ -153,7 +153,7 @@ class Experiment:
             else:
                 state = _with_random_masks(state, config, choice)
             state, curve = self._trained(state, config)
-            result = training.result(state, self.test, config)
+            result = measures.result(state, config, measures.accuracies(state, self.test))
             if expected is not None:
                 _check_count(result, expected, states.sparsity(state.opt_state))
             if choice is not None:
@@ -174,10 +174,8 @@ class Experiment:
     ) -> tuple[training.State, list[dict[str, float]]]:
         """The state after all updates; waited for where the curve is taken, or channels are cut."""
         curve, window = [], []
-        train_step = cut_steps.step_of(config, self.model, self.train.images.shape[1:])
-        batches = data.batches(
-            self.train, config.batch_size, seed=config.seed, augment=config.augment
-        )
+        train_step = cut_steps.step_of(config, self.model, self.train.shape)
+        batches = self.train.batches(config.batch_size, seed=config.seed, augment=config.augment)
         for step, batch in zip(range(1, config.steps + 1), batches, strict=False):
             state, metrics = train_step(state, batch)
             window.append(metrics)
@@ -185,9 +183,9 @@ class Experiment:
                 watch(step, state)
             last = step == config.steps
             if step % config.log_every == 0 or last:
-                row = training.mean(window) | {"sparsity": states.sparsity(state.opt_state)}
+                row = measures.mean(window) | {"sparsity": states.sparsity(state.opt_state)}
                 if step % config.evaluate_every == 0 or last:
-                    row["test_accuracy"] = training.accuracy(state, self.test)
+                    row["test_accuracy"] = measures.accuracy(state, self.test)
                 curve.append({"step": step, **row})
                 window = []
         return state, curve

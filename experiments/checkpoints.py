@@ -13,7 +13,10 @@ from experiments.training import State
 
 # What may change between two calls of the same run.
 _FREE = ("data.data_dir", "tensorboard", "evaluate_every", "checkpoint_every", "log_every")
-_PARTS = ("step", "params", "batch_stats", "opt_state", "flops")
+_PARTS = ("step", "params", "batch_stats", "opt_state", "flops", "ema")
+
+Window = list[dict[str, Any]]
+"""Metrics of the steps since the last row of the log."""
 
 
 def manager(workdir: pathlib.Path) -> ocp.CheckpointManager:
@@ -47,42 +50,46 @@ def rules(state: State, config: Any) -> dict[str, Any]:
     return {"method": method, "config": json.loads(config.to_json())}
 
 
-def save(checkpoints: ocp.CheckpointManager, state: State, config: Any) -> None:
+def save(
+    checkpoints: ocp.CheckpointManager, state: State, config: Any, window: Window | None = None
+) -> None:
     """Starts to write a checkpoint; a killed one leaves the one before it.
 
     Args:
       checkpoints: the manager.
       state: the training state.
       config: the experiment.
+      window: metrics that no row of the log holds yet.
     """
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(_tree(state)),
-        rules=ocp.args.JsonSave(rules(state, config)),
+        rules=ocp.args.JsonSave(rules(state, config) | {"window": [*(window or [])]}),
     )
     checkpoints.save(int(state.step), args=items)
 
 
-def restore(checkpoints: ocp.CheckpointManager, state: State, config: Any) -> State:
+def restore(checkpoints: ocp.CheckpointManager, state: State, config: Any) -> tuple[State, Window]:
     """The newest checkpoint, or the state as it is where there is none.
 
     Args:
       checkpoints: the manager.
-      state: a fresh state; gives types and shapes.
+      state: a fresh state; gives types, shapes and where arrays lie.
       config: the experiment.
 
     Returns:
-      The state to go on from.
+      The state to go on from, and the metrics that were saved with it.
 
     Raises:
       ValueError: if the checkpoint was made by other rules or another config.
     """
     step = checkpoints.latest_step()
     if step is None:
-        return state
-    _check(saved_rules(checkpoints), state, config)
+        return state, []
+    saved = saved_rules(checkpoints)
+    _check(saved, state, config)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(state))
     items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-    return state.replace(**checkpoints.restore(step, args=items)["state"])
+    return state.replace(**checkpoints.restore(step, args=items)["state"]), saved["window"]
 
 
 def saved_rules(checkpoints: ocp.CheckpointManager) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def saved_rules(checkpoints: ocp.CheckpointManager) -> dict[str, Any]:
       checkpoints: the manager.
 
     Returns:
-      ``method`` and ``config``.
+      ``method``, ``config`` and ``window``.
     """
     items = ocp.args.Composite(rules=ocp.args.JsonRestore())
     return checkpoints.restore(checkpoints.latest_step(), args=items)["rules"]

@@ -19,7 +19,7 @@ import optax
 from jax.extend import core
 
 import jaxprune
-from experiments import channels, data, training
+from experiments import channels, data, layouts, training
 from jaxprune import trees
 from jaxprune.network import program
 
@@ -30,22 +30,27 @@ past the last where it is gone. Statistics of batch norm have ``also:`` before t
 Step = Callable[[training.State, data.Batch], tuple[training.State, dict[str, jax.Array]]]
 
 
-def step_of(config: Any, model: nn.Module, shape: tuple[int, ...]) -> "Step | CutSteps":
+def step_of(
+    config: Any, model: nn.Module, shape: tuple[int, ...], layout: layouts.Layout = layouts.ALONE
+) -> "Step | CutSteps":
     """The training step of an experiment.
 
     Args:
       config: the experiment; ``config.cut_steps`` asks for steps on cut networks.
       model: the network.
       shape: of an image.
+      layout: where arrays lie.
 
     Returns:
-      `training.train_step`, or `CutSteps` in its place.
+      `training.step_on` the layout, or `CutSteps` in its place.
 
     Raises:
-      ValueError: if cut networks are asked for where no channels are pruned.
+      ValueError: if cut networks are asked for where no channels are pruned, or on several devices.
     """
     if not config["cut_steps"] or config["method"]["name"] == "dense":
-        return training.train_step
+        return training.step_on(layout)
+    if layout is not layouts.ALONE or jax.process_count() > 1:
+        raise ValueError("`config.cut_steps` must be False on several devices, got True")
     if not config["channels"]:
         raise ValueError("`config.cut_steps` must be False where weights are pruned, got True")
     return CutSteps(model, shape)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxprune
-from experiments import channels, data, models, training
+from experiments import channels, data, measures, models, training
 from experiments.configs import common
 
 BATCH = channels.TIMED_BATCH
@@ -43,7 +43,7 @@ def demo(workdir: pathlib.Path, steps: int | None = None) -> dict[str, dict[str,
     model = models.GlyphResNet(classes=train.classes)
 
     dense = training.create(model, optimizer(updates), train, seed=0)
-    images = jnp.zeros((BATCH, *train.images.shape[1:]), jnp.float32)
+    images = jnp.zeros((BATCH, *train.shape), jnp.float32)
     net = channels.traced(model, images.shape[1:])
     print(net)
     dense = fitted(dense, train, updates, "dense")
@@ -66,7 +66,7 @@ def demo(workdir: pathlib.Path, steps: int | None = None) -> dict[str, dict[str,
     networks = {"dense": dense, "masked": masked, "cut": cut, "cut, fine-tuned": tuned}
     found = {name: measured(state, test, workdir, name) for name, state in networks.items()}
     final = dataclasses.replace(small, params=tuned.params, also=tuned.batch_stats)
-    channels.write(final, test, found["cut, fine-tuned"]["accuracy"], workdir)
+    channels.write(final, test, workdir)
     print("\n" + table(found))
     picture(workdir / "channels.png", found)
     (workdir / "channels.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -83,7 +83,7 @@ def optimizer(steps: int, peak: float = 0.3) -> optax.GradientTransformation:
 def fitted(state: Any, dataset: data.Dataset, steps: int, name: str) -> Any:
     """The state after so many updates; the one that is given stays."""
     state = jax.tree.map(jnp.copy, state)
-    batches = data.batches(dataset, 64, seed=0)
+    batches = dataset.batches(64, seed=0)
     for _ in tqdm(range(steps), desc=name, unit="step", leave=False):
         state, _ = training.train_step(state, next(batches))
     return jax.block_until_ready(state)
@@ -100,7 +100,7 @@ def _small_state(small: jaxprune.Shrunk, model: Any, masked: Any, steps: int) ->
 
 def measured(state: Any, test: data.Dataset, workdir: pathlib.Path, name: str) -> dict[str, float]:
     """Parameters, operations, milliseconds, size of the sparse file and accuracy of a network."""
-    shape = (BATCH, *test.images.shape[1:])
+    shape = (BATCH, *test.shape)
 
     def logits(params: Any, stats: Any, images: jax.Array) -> Any:
         return state.apply_fn({"params": params, "batch_stats": stats}, images, train=False)
@@ -119,7 +119,7 @@ def measured(state: Any, test: data.Dataset, workdir: pathlib.Path, name: str) -
         "MFLOPs an image": operations / 1e6,
         f"ms for {BATCH} images": 1e3 * taken,
         "kB of the sparse file": file.stat().st_size / 1e3,
-        "accuracy": training.accuracy(state, test),
+        "accuracy": measures.accuracy(state, test),
     }
 
 

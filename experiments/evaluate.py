@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments import channels, checkpoints, data, models, optimizers, training
+from experiments import channels, checkpoints, data, measures, models, optimizers, training
 
 
 def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
       workdir: the work directory.
 
     Returns:
-      What `training.result` measures.
+      What `measures.result` measures.
 
     Raises:
       ValueError: if there is no checkpoint, or its params are not the network its masks say.
@@ -29,12 +29,13 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
         if manager.latest_step() is None:
             raise ValueError(f"`workdir` must hold a checkpoint, got {str(workdir)!r} without one")
         config: Any = ConfigDict(checkpoints.saved_rules(manager)["config"])
-        test = data.load(config.data, config.test_split)
+        test = data.opened(config.data, config.test_split)
         model = models.build(config.model, test.classes)
-        choice = channels.choice(config, model, test.images.shape[1:], workdir)
+        choice = channels.choice(config, model, test.shape, workdir)
         tx = optimizers.build(config, choice)
-        state = checkpoints.restore(manager, training.create(model, tx, test, config.seed), config)
-    return training.result(state, test, config)
+        fresh = training.create(model, tx, test, config.seed, training.recipe_of(config))
+        state, _ = checkpoints.restore(manager, fresh, config)
+    return measures.result(state, config, measures.accuracies(state, test))
 
 
 def main(argv: list[str]) -> None:

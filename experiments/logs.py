@@ -1,11 +1,15 @@
 """Metrics as JSON lines, cut on resume so that no row is there twice; progress; TensorBoard."""
 
+import datetime
 import json
 import os
 import pathlib
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 
@@ -71,7 +75,9 @@ class Progress:
           done: how many of them are done already.
         """
         self._total, self._unit, self._done = total, unit, done
-        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty())
+        self._first = jax.process_index() == 0  # of several processes one speaks
+        shown = self._first and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, unit=unit, disable=not shown)
 
     def advance(self) -> None:
         """Count one unit more."""
@@ -84,15 +90,62 @@ class Progress:
         Args:
           text: what there is to tell.
         """
-        if self._bar.disable:
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text)
+        elif self._first:
             line = f"{self._unit} {self._done} of {self._total}: {text}"
             print(line, file=sys.stderr, flush=True)
-        else:
-            self._bar.set_postfix_str(text)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+
+class Pace:
+    """How many images a second a loop takes, and how much of its time it waits for them."""
+
+    def __init__(self, images: int) -> None:
+        """Begin.
+
+        Args:
+          images: of a step.
+        """
+        self._images, self._steps, self._waited = images, 0, 0.0
+        self._began = time.perf_counter()
+
+    def next(self, batches: Iterator[Any]) -> Any:
+        """The next batch, waited for.
+
+        Args:
+          batches: where it comes from.
+
+        Returns:
+          The batch.
+        """
+        began = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - began
+        self._steps += 1
+        return batch
+
+    def tell(self, left: int) -> str:
+        """The pace since it was told last.
+
+        Args:
+          left: how many steps there still are.
+
+        Returns:
+          Images a second, the share of time that was waited for data, the time that is left.
+        """
+        now = time.perf_counter()
+        taken = max(now - self._began, 1e-9)
+        rest = datetime.timedelta(seconds=round(left * taken / max(self._steps, 1)))
+        text = (
+            f"{self._steps * self._images / taken:,.0f} images/s, "
+            f"{self._waited / taken:.0%} waiting for data, {rest} left"
+        )
+        self._began, self._steps, self._waited = now, 0, 0.0
+        return text
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.models_imagenet import BottleneckResNet, VisionTransformer
+
 _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _Conv = functools.partial(nn.Conv, use_bias=False, padding="SAME", kernel_init=_he)
 
@@ -200,6 +202,8 @@ MODELS = {
     "glyph_resnet": GlyphResNet,
     "resnet": ResNet,
     "wide_resnet": WideResNet,
+    "resnet50": BottleneckResNet,
+    "vit": VisionTransformer,
 }
 
 

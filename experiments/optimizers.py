@@ -1,5 +1,7 @@
 """From a config to an optax transformation: the optimizer, and a pruning method around it."""
 
+import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +10,7 @@ import optax
 
 import jaxprune
 from experiments.configs import common
+from jaxprune import trees
 
 METHODS = {
     name: getattr(jaxprune, name)
@@ -137,16 +140,29 @@ def _of(table: Mapping[str, Any], name: str, argument: str) -> Any:
 
 
 def _sgd(config: Any, steps: int) -> optax.GradientTransformation:
-    """Nesterov momentum; the decay joins the gradient of every parameter, as an L2 penalty."""
+    """Nesterov momentum; the decay joins the gradient, as an L2 penalty."""
     return optax.chain(
-        optax.add_decayed_weights(config["weight_decay"]),
+        optax.add_decayed_weights(config["weight_decay"], _decayed(config["decayed"])),
         optax.sgd(learning_rate(config, steps), momentum=config["momentum"], nesterov=True),
     )
 
 
 def _adamw(config: Any, steps: int) -> optax.GradientTransformation:
     rate = learning_rate(config, steps)
-    return optax.adamw(rate, b1=config["momentum"], weight_decay=config["weight_decay"])
+    decay, which = config["weight_decay"], _decayed(config["decayed"])
+    return optax.adamw(rate, b1=config["momentum"], weight_decay=decay, mask=which)
+
+
+def _decayed(pattern: str) -> Any:
+    """Which leaves decay: all, or those whose path has a pattern."""
+    if not pattern:
+        return None
+
+    def decays(path: str, leaf: Any) -> bool:
+        del leaf
+        return bool(re.search(pattern, path))
+
+    return functools.partial(trees.map_with_path, decays)
 
 
 def learning_rate(config: Any, steps: int) -> optax.Schedule:

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import jaxprune
-from experiments import logs, movement, states
+from experiments import layouts, logs, movement, states
 from experiments.configs import common
 from jaxprune import trees
 
@@ -86,8 +85,19 @@ def first_layer(opt_state: Any) -> tuple[str, np.ndarray]:
     """
     masks = trees.by_path(jaxprune.get_masks(opt_state))
     first = min(masks, key=lambda path: ("stem" not in path, "classifier" in path, path))
-    mask = np.asarray(jax.device_get(masks[first]))
+    mask = layouts.fetched(masks[first])
     return first, mask.reshape(-1, mask.shape[-1])
+
+
+def keep_first_mask(workdir: pathlib.Path, opt_state: Any) -> None:
+    """Keeps the mask of the first layer for the pictures; a dense run has none.
+
+    Args:
+      workdir: gets ``first_mask.npy``.
+      opt_state: the optimizer state after the first update.
+    """
+    if states.is_pruned(opt_state):
+        np.save(workdir / "first_mask.npy", first_layer(opt_state)[1])
 
 
 def of_run(workdir: pathlib.Path, config: Any, result: Mapping[str, Any], opt_state: Any) -> None:
@@ -96,7 +106,7 @@ def of_run(workdir: pathlib.Path, config: Any, result: Mapping[str, Any], opt_st
     Args:
       workdir: holds the logs of the run, and ``first_mask.npy`` if it is pruned; gets the pictures.
       config: the experiment.
-      result: what `training.result` measured.
+      result: what `measures.result` measured.
       opt_state: the final optimizer state.
     """
     method, rows = result["method"], logs.read(workdir / "metrics.jsonl")

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 import jaxprune
-from experiments import channels, data, models, optimizers, training
+from experiments import channels, data, measures, models, optimizers, training
 from experiments.configs import common
 
 SCORES = {"group l2": "l2", "group l1": "l1", "batch-norm scale": "scale", "taylor": "taylor"}
@@ -47,19 +47,19 @@ def rank(recipe: Any, seeds: int, kept: float, attention_steps: int = 50) -> Ite
     """
     train, test = (data.load(recipe.data, split) for split in ("train", "test"))
     model = models.build(recipe.model, train.classes)
-    net = channels.traced(model, train.images.shape[1:])
+    net = channels.traced(model, train.shape)
     for seed in range(seeds):
         state = training.create(model, optimizers.inner(recipe), train, seed)
-        batches = data.batches(train, recipe.batch_size, seed=seed)
+        batches = train.batches(recipe.batch_size, seed=seed)
         for _ in tqdm(range(recipe.steps), desc=f"seed {seed}", unit="step", leave=False):
             state, _ = training.train_step(state, next(batches))
-        yield _row("dense", "", seed, training.accuracy(state, test))
+        yield _row("dense", "", seed, measures.accuracy(state, test))
         for scope in SCOPES:
             for name, masks in _chosen(net, state, batches, 1 - kept, scope, attention_steps):
                 small = jaxprune.shrink(net, state.params, masks, also=state.batch_stats)
                 masked = state.replace(params=small.restore(small.params))
                 cut = channels.recalibrated(masked, train)
-                yield _row(name, scope, seed, training.accuracy(cut, test))
+                yield _row(name, scope, seed, measures.accuracy(cut, test))
 
 
 def _row(criterion: str, scope: str, seed: int, accuracy: float) -> Row:

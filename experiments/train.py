@@ -3,29 +3,62 @@
     python -m experiments.train --config experiments/configs/mlp_digits.py:magnitude_attention
         --config.method.sparsity=0.95 --workdir runs/example
 
-The same command goes on where it was stopped, kill -9 included, to bit-identical results.
+The same command goes on where it was stopped, kill -9 included, to bit-identical results. On many
+devices, ``--config.mesh.data=-1`` and the like say where arrays lie; on many hosts, every one runs
+the command with ``--distributed`` and a work directory that all of them see.
 """
 
+import contextlib
 import json
 import pathlib
-from typing import Any
+import tempfile
+from typing import Any, NamedTuple
 
-import numpy as np
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import jaxprune
 from experiments import (
     channels,
     checkpoints,
     cut_steps,
     data,
+    layouts,
     logs,
+    measures,
     models,
     optimizers,
     plots,
+    preemption,
     states,
     training,
 )
+
+
+class Run(NamedTuple):
+    """What stands while a network trains.
+
+    Attributes:
+      config: the experiment.
+      workdir: holds the checkpoints.
+      logs: gets everything else: the same, but on other processes than the first, which write for
+        nobody.
+      layout: where arrays lie.
+      model: the network.
+      step: an update.
+      train: the images.
+      test: those that are tested on.
+    """
+
+    config: Any
+    workdir: pathlib.Path
+    logs: pathlib.Path
+    layout: layouts.Layout
+    model: Any
+    step: Any
+    train: data.Images
+    test: data.Images
 
 
 def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -34,74 +67,147 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     Args:
       config: the experiment, a `ConfigDict`.
       workdir: gets ``checkpoints/``, ``metrics.jsonl``, ``layers.jsonl`` with the density of each
-        layer, ``result.json`` and pictures.
+        layer, ``result.json`` and pictures. All processes name the same one.
 
     Returns:
-      What `training.result` measures on the final params.
+      What `measures.result` measures on the final params.
 
     Raises:
-      ValueError: if checkpoints or evaluations would fall between two rows of metrics, or the work
-        directory holds a run of another config.
+      ValueError: if evaluations would fall between two rows of metrics, the work directory holds a
+        run of another config, or replicas have other masks than each other.
+      SystemExit: after SIGTERM, once the state is saved.
     """
-    for interval in ("checkpoint_every", "evaluate_every"):  # else a resumed run logs other windows
-        if config[interval] % config.log_every:
-            expected = f"be a multiple of log_every, {config.log_every}"
-            raise ValueError(f"`{interval}` must {expected}, got {config[interval]}")
+    if config.evaluate_every % config.log_every:
+        expected = f"be a multiple of log_every, {config.log_every}"
+        raise ValueError(f"`evaluate_every` must {expected}, got {config.evaluate_every}")
     workdir.mkdir(parents=True, exist_ok=True)
-    images, test = (
-        data.load(config.data, split) for split in (config.train_split, config.test_split)
-    )
-    model = models.build(config.model, images.classes)
-    tx = optimizers.build(config, channels.choice(config, model, images.images.shape[1:], workdir))
-    fresh = training.create(model, tx, images, config.seed)
-    train_step = cut_steps.step_of(config, model, images.images.shape[1:])
-
-    with checkpoints.manager(workdir) as manager:
-        state = checkpoints.restore(manager, fresh, config)
-        start = int(state.step)
-        log = logs.Log(workdir / "metrics.jsonl", after=start, tensorboard=config.tensorboard)
-        layers = logs.Log(workdir / "layers.jsonl", after=start)
-        progress = logs.Progress(config.steps, "step", done=start)
-        batches = data.batches(
-            images, config.batch_size, seed=config.seed, start=start, augment=config.augment
+    with contextlib.ExitStack() as stack:
+        own = workdir
+        if jax.process_index() > 0:
+            own = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        layout = layouts.of(config.mesh)
+        images, test = (
+            data.opened(config.data, split) for split in (config.train_split, config.test_split)
         )
-        window = []
-        for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=False):
-            state, metrics = train_step(state, batch)
+        model = models.build(config.model, images.classes)
+        tx = optimizers.build(config, channels.choice(config, model, images.shape, workdir))
+        state = training.create(model, tx, images, config.seed, training.recipe_of(config))
+        step = cut_steps.step_of(config, model, images.shape, layout)
+        stack.enter_context(layout.within())
+        run = Run(config, workdir, own, layout, model, step, images, test)
+        return finished(run, trained(run, state))
+
+
+def trained(run: Run, state: training.State) -> training.State:
+    """The state after all updates.
+
+    Args:
+      run: what stands.
+      state: before the first one.
+
+    Returns:
+      The state.
+    """
+    config, layout = run.config, run.layout
+    with checkpoints.manager(run.workdir) as manager, preemption.Preemption() as preempted:
+        state, window = checkpoints.restore(manager, layout.one(layout.placed(state)), config)
+        start, state = int(state.step), layout.placed(state)
+        log = logs.Log(run.logs / "metrics.jsonl", after=start, tensorboard=config.tensorboard)
+        layers = logs.Log(run.logs / "layers.jsonl", after=start)
+        progress, pace = logs.Progress(config.steps, "step", start), logs.Pace(config.batch_size)
+        batches = run.train.batches(
+            config.batch_size, seed=config.seed, start=start, augment=config.augment
+        )
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = run.step(state, layout.batch(pace.next(batches)))
             progress.advance()
             window.append(metrics)
             last = step == config.steps
-            if step == 1 and states.is_pruned(state.opt_state):  # before there is a checkpoint
-                np.save(workdir / "first_mask.npy", plots.first_layer(state.opt_state)[1])
+            if step == 1:  # before there is a checkpoint
+                plots.keep_first_mask(run.logs, layout.one(state.opt_state))
             if step % config.log_every == 0 or last:
-                row = training.mean(window) | {"sparsity": states.sparsity(state.opt_state)}
+                opt_state = layout.one(state.opt_state)
+                row = measures.mean(window) | {"sparsity": states.sparsity(opt_state)}
                 if step % config.evaluate_every == 0 or last:
-                    row["test_accuracy"] = training.accuracy(state, test)
-                log.write(step, **row, **states.learned(state.opt_state))
-                layers.write(step, **states.densities(state.opt_state))
-                progress.tell(", ".join(f"{name} {value:.3f}" for name, value in row.items()))
+                    row["test_accuracy"] = measures.accuracy(state, run.test, layout)
+                _check_replicas(layout, state.opt_state)
+                log.write(step, **row, **states.learned(opt_state))
+                layers.write(step, **states.densities(opt_state))
+                told = [f"{name} {value:.3f}" for name, value in row.items()]
+                progress.tell(", ".join([*told, pace.tell(config.steps - step)]))
                 window = []
-            if step % config.checkpoint_every == 0 or last:
-                checkpoints.save(manager, state, config)
+            asked = preempted.at(step) and not last
+            if step % config.checkpoint_every == 0 or last or asked:
+                window = measures.fetched(window)
+                checkpoints.save(manager, layout.one(state), config, window)
+            if asked:
+                break
         for file in (log, layers, progress):
             file.close()
+    if (done := int(layout.one(state.step))) < config.steps:
+        print(f"Saved after step {done} and ended, as SIGTERM asks; the same command goes on.")
+        raise SystemExit(0)
+    return state
 
-    result = training.result(state, test, config)
-    if config.channels and states.is_pruned(state.opt_state):
-        of_cut, small = channels.of_cut(model, state, test)
+
+def _check_replicas(layout: layouts.Layout, opt_state: Any) -> None:
+    """Of replicas that each hold a state; a sharded one is one."""
+    if layout.axis and states.is_pruned(layout.one(opt_state)):
+        jaxprune.check_replicas(layout.compiled(jaxprune.mask_digest)(opt_state))
+
+
+def finished(run: Run, state: training.State) -> dict[str, Any]:
+    """What a run has come to, written and drawn.
+
+    Args:
+      run: what stands.
+      state: after all updates.
+
+    Returns:
+      What is written.
+    """
+    accuracies = measures.accuracies(state, run.test, run.layout)
+    state = layouts.gathered(run.layout.one(state))
+    result, small = measures.result(state, run.config, accuracies), None
+    if run.config.channels and states.is_pruned(state.opt_state):
+        of_cut, small = channels.of_cut(run.model, state, run.test)
         result |= of_cut
-        if isinstance(train_step, cut_steps.CutSteps):
-            result["training_time"] = train_step.told()
-        channels.write(small, test, result["accuracy"], workdir)
-    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    plots.of_run(workdir, config, result, state.opt_state)
+        if isinstance(run.step, cut_steps.CutSteps):
+            result["training_time"] = run.step.told()
+    if jax.process_index() == 0:
+        if small is not None:
+            channels.write(small, run.test, run.logs)
+        (run.logs / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        plots.of_run(run.logs, run.config, result, state.opt_state)
     return result
+
+
+def joined(distributed: str) -> None:
+    """Joins the other processes of a run.
+
+    Args:
+      distributed: empty, "auto", or "host:port,number of processes,number of this one".
+
+    Raises:
+      ValueError: if it is none of these.
+    """
+    if distributed == "auto":
+        jax.distributed.initialize()
+    elif distributed:
+        try:
+            address, processes, this = distributed.split(",")
+            numbers = int(processes), int(this)
+        except ValueError:
+            expected = "be auto, or host:port,number of processes,number of this one"
+            raise ValueError(f"`--distributed` must {expected}, got {distributed!r}") from None
+        jax.distributed.initialize(address, *numbers)
 
 
 def main(argv: list[str]) -> None:
     """Run the experiment of the command line."""
     del argv
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file
+    joined(flags.FLAGS.distributed)
     result = train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir))
     what = "channels" if "parameters" in result else "prunable weights"
     kept = f"{result['kept']:,} of {result['total']:,} {what} kept"
@@ -121,5 +227,10 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and plots go.")
+    flags.DEFINE_string(
+        "distributed",
+        "",
+        "Many processes: auto where a cluster says who is who, else address,processes,this one.",
+    )
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -6,23 +6,54 @@ leave out the steps in which a method trains more of the network than its masks 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax.training import train_state
 from jax.typing import ArrayLike
 
 import jaxprune
-from experiments import data, states
-from jaxprune import flops, names, trees
+from experiments import data, layouts, states
+from jaxprune import flops
 
-_TEST_BATCH = 500
+
+class Recipe(NamedTuple):
+    """What a training step does beside the optimizer's part.
+
+    Attributes:
+      label_smoothing: the share of a label that all classes get.
+      ema_decay: how much of the params' moving average stays at each update; 0 keeps none.
+    """
+
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+
+
+PLAIN = Recipe()
+"""Nothing beside."""
+
+
+def recipe_of(config: Any) -> Recipe:
+    """The recipe of an experiment.
+
+    Args:
+      config: the experiment.
+
+    Returns:
+      Its values.
+
+    Examples:
+      >>> from experiments import training
+      >>> from experiments.configs import common
+      >>> training.recipe_of(common.digits_mlp("dense"))
+      Recipe(label_smoothing=0.0, ema_decay=0.0)
+    """
+    return Recipe(**{name: config[name] for name in Recipe._fields})
 
 
 class State(train_state.TrainState):
@@ -32,17 +63,25 @@ class State(train_state.TrainState):
       batch_stats: the running statistics.
       flops: operations of the steps so far, as the mean fraction of a dense step's, float32: a mean
         keeps the precision that a sum over many steps would lose.
+      ema: a moving average of the params; empty where the recipe has none.
+      recipe: what the step does beside the optimizer's.
       layer_flops: operations of each leaf in a forward pass of one image; no part of the state's
         arrays, so that the step compiles once.
     """
 
     batch_stats: Any
     flops: Any
+    ema: Any
+    recipe: Recipe = flax.struct.field(pytree_node=False)
     layer_flops: tuple[tuple[str, float], ...] = flax.struct.field(pytree_node=False)
 
 
 def create(
-    model: nn.Module, tx: optax.GradientTransformation, dataset: data.Dataset, seed: int
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    dataset: data.Images,
+    seed: int,
+    recipe: Recipe = PLAIN,
 ) -> State:
     """The state before the first update.
 
@@ -51,6 +90,7 @@ def create(
       tx: the optimizer.
       dataset: gives the shape of an image.
       seed: of the initial weights.
+      recipe: what a step does beside.
 
     Returns:
       The state, a function of the seed alone; its buffers may be donated.
@@ -63,7 +103,7 @@ def create(
       >>> state.params["dense_0"]["kernel"].shape
       (64, 128)
     """
-    images = jnp.zeros((1, *dataset.images.shape[1:]), jnp.float32)
+    images = jnp.zeros((1, *dataset.shape), jnp.float32)
     variables = _initial(model, jax.random.key(seed), images)
     return State.create(
         apply_fn=model.apply,
@@ -71,6 +111,8 @@ def create(
         tx=tx,
         batch_stats=variables.get("batch_stats", {}),
         flops=jnp.zeros((), jnp.float32),
+        ema=jax.tree.map(jnp.copy, variables["params"]) if recipe.ema_decay else {},
+        recipe=recipe,
         layer_flops=_layer_flops(model, images.shape),
     ).replace(step=jnp.zeros((), jnp.int32))
 
@@ -112,19 +154,39 @@ def normalized(images: ArrayLike) -> jax.Array:
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def train_step(state: State, batch: data.Batch) -> tuple[State, dict[str, jax.Array]]:
-    """One update; compiled once for a model and an optimizer.
+def step(state: State, batch: data.Batch, axis: str = "") -> tuple[State, dict[str, jax.Array]]:
+    """One update.
 
     Args:
-      state: the training state, donated.
+      state: the training state.
       batch: uint8 ``image`` and int32 ``label``.
+      axis: of `pmap`, over which replicas take the mean.
 
     Returns:
       The new state; ``loss`` and ``accuracy`` of the batch, float32 scalars on the device.
     """
-    found = gradients(state.apply_fn, state.params, state.batch_stats, batch)
+    found = gradients(state.apply_fn, state.params, state.batch_stats, batch, state.recipe)
+    if axis:
+        found = jax.lax.pmean(found, axis)
     return updated(state, found), found.metrics
+
+
+train_step = jax.jit(step, donate_argnums=0)
+"""`step` of a state that is donated; compiled once for a model, an optimizer and a layout."""
+
+
+def step_on(layout: layouts.Layout) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """The training step of a layout.
+
+    Args:
+      layout: where arrays lie.
+
+    Returns:
+      `step`, compiled; the state is donated.
+    """
+    if not layout.axis:
+        return train_step
+    return layout.compiled(functools.partial(step, axis=layout.axis), donate_argnums=0)
 
 
 class Gradients(NamedTuple):
@@ -142,7 +204,11 @@ class Gradients(NamedTuple):
 
 
 def gradients(
-    apply_fn: Callable[..., Any], params: Any, batch_stats: Any, batch: data.Batch
+    apply_fn: Callable[..., Any],
+    params: Any,
+    batch_stats: Any,
+    batch: data.Batch,
+    recipe: Recipe = PLAIN,
 ) -> Gradients:
     """The gradient of the loss on a batch.
 
@@ -151,6 +217,7 @@ def gradients(
       params: its params.
       batch_stats: its running statistics.
       batch: uint8 ``image`` and int32 ``label``.
+      recipe: how labels are smoothed.
 
     Returns:
       Gradient, statistics and metrics.
@@ -160,12 +227,19 @@ def gradients(
         variables = {"params": params, "batch_stats": batch_stats}
         images = normalized(batch["image"])
         logits, new = apply_fn(variables, images, train=True, mutable=["batch_stats"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        losses = _losses(logits, batch["label"], recipe.label_smoothing)
         return losses.mean(), (logits, new.get("batch_stats", {}))
 
     (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
     right = jnp.mean(logits.argmax(axis=-1) == batch["label"], dtype=jnp.float32)
     return Gradients(grads, stats, {"loss": loss, "accuracy": right})
+
+
+def _losses(logits: jax.Array, labels: Any, smoothing: float) -> jax.Array:
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 def updated(state: State, found: Gradients) -> State:
@@ -182,8 +256,12 @@ def updated(state: State, found: Gradients) -> State:
     if states.is_pruned(state.opt_state):  # statistics of the dense network would mislead
         dense = jaxprune.sees_dense(state.opt_state)  # read before the update
         stats = jax.tree.map(functools.partial(jnp.where, dense), state.batch_stats, stats)
-    cost = _mean_cost(state)
-    return state.apply_gradients(grads=found.grads, batch_stats=stats, flops=cost)
+    cost, decay = _mean_cost(state), state.recipe.ema_decay
+    new = state.apply_gradients(grads=found.grads, batch_stats=stats, flops=cost)
+    if not decay:
+        return new
+    mix = functools.partial(jax.tree.map, lambda old, x: decay * old + (1 - decay) * x)
+    return new.replace(ema=mix(state.ema, new.params))
 
 
 def _mean_cost(state: State) -> jax.Array:
@@ -191,101 +269,3 @@ def _mean_cost(state: State) -> jax.Array:
     layers = dict(state.layer_flops)
     cost = flops.step_cost(state.opt_state, layers) if states.is_pruned(state.opt_state) else 1.0
     return state.flops + (cost - state.flops) / (state.step + 1)
-
-
-@jax.jit
-def _right(state: State, batch: data.Batch) -> jax.Array:
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = state.apply_fn(variables, normalized(batch["image"]), train=False)
-    return jnp.sum(logits.argmax(axis=-1) == batch["label"], dtype=jnp.int32)
-
-
-def accuracy(state: State, dataset: data.Dataset) -> float:
-    """Share of the images that the network, with its running statistics, classifies rightly.
-
-    Args:
-      state: the training state.
-      dataset: the images and labels.
-
-    Returns:
-      The share, in [0, 1].
-    """
-    size = min(_TEST_BATCH, len(dataset.labels))
-    right = [_right(state, batch) for batch in data.whole(dataset, size)]
-    return int(np.sum(jax.device_get(right))) / len(dataset.labels)
-
-
-def measure(params: Any, where: str) -> dict[str, Any]:
-    """How sparse the params are, counted on them and not read from masks.
-
-    Args:
-      params: the network.
-      where: which leaves are prunable, a regex, or empty for jaxprune's default rule.
-
-    Returns:
-      ``sparsity``, ``kept`` and ``total`` over all prunable leaves; ``layers``, ``{path: [kept,
-      total]}``.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from experiments import training
-      >>> found = training.measure({"conv": {"kernel": jnp.array([[0.0, 1.0]])}}, "conv")
-      >>> found["sparsity"], found["layers"]
-      (0.5, {'conv/kernel': [1, 2]})
-    """
-    leaves = trees.by_path(params)
-    layers = {
-        path: [int(np.count_nonzero(leaves[path])), int(leaves[path].size)]
-        for path in names.prunable(leaves, where or None)
-    }
-    kept, total = (sum(layer[i] for layer in layers.values()) for i in (0, 1))
-    return {"sparsity": (total - kept) / total, "kept": kept, "total": total, "layers": layers}
-
-
-def mean(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
-    """Means of the metrics of several steps; waits for the device.
-
-    Args:
-      window: what `train_step` returned, one a step.
-
-    Returns:
-      The same names.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from experiments import training
-      >>> training.mean([{"loss": jnp.float32(1)}, {"loss": jnp.float32(2)}])
-      {'loss': 1.5}
-    """
-    taken = jax.device_get(list(window))
-    return {name: float(np.mean([metrics[name] for metrics in taken])) for name in taken[0]}
-
-
-def result(state: State, test: data.Dataset, config: Any) -> dict[str, Any]:
-    """What a finished run has come to, measured on its final params.
-
-    Args:
-      state: the final state.
-      test: the test images.
-      config: the experiment.
-
-    Returns:
-      ``method``, ``seed``, ``steps``, ``accuracy``, the values of `measure`, and as fractions of
-      dense ``training_flops``, over all steps, and ``inference_flops``.
-
-    Raises:
-      ValueError: if the params are not the network that the method's state says they are.
-    """
-    inference = 1.0
-    if states.is_pruned(state.opt_state):
-        jaxprune.verify(state.params, state.opt_state)
-        inference = float(flops.inference_cost(state.opt_state, dict(state.layer_flops)))
-    return {
-        "method": config["method"]["name"],
-        "seed": config["seed"],
-        "steps": int(state.step),
-        "accuracy": accuracy(state, test),
-        **measure(state.params, config["where"]),
-        "training_flops": float(state.flops),
-        "inference_flops": inference,
-    }

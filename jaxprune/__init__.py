@@ -48,6 +48,8 @@ from jaxprune.readers import phase_of as phase_of
 from jaxprune.readers import sees_dense as sees_dense
 from jaxprune.readers import sparsity_of as sparsity_of
 from jaxprune.readers import support_of as support_of
+from jaxprune.replicas import check_replicas as check_replicas
+from jaxprune.replicas import mask_digest as mask_digest
 from jaxprune.report import Plan as Plan
 from jaxprune.report import Summary as Summary
 from jaxprune.report import plan as plan
@@ -93,6 +95,7 @@ __all__ = [
     "View",
     "acdc",
     "active_params",
+    "check_replicas",
     "check_rules",
     "describe",
     "distributions",
@@ -109,6 +112,7 @@ __all__ = [
     "load_plan",
     "load_sparse",
     "magnitude_attention",
+    "mask_digest",
     "masks",
     "masks_by_path",
     "measure_latency",

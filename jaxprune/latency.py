@@ -42,9 +42,10 @@ def measure_latency(
     Each product of a leaf that has one group of channels, or two, is run alone, by the shapes it
     has at widths in steps of ``round_to`` (of more where a group has many), each shape once; where
     a wider one is faster, a narrower one counts as that: no budget is met by what is slower and
-    smaller. What the whole network takes beside its products, measured too, is shared out over the layers by the
-    size of their outputs; where it takes less than they do, all are scaled to it. Between widths
-    time is linear; layers of three groups and more take their share of the dense time.
+    smaller. What the whole network takes beside its products, measured too, is shared out over the
+    layers by the size of their outputs; where it takes less than they do, all are scaled to it.
+    Between widths time is linear; layers of three groups and more take their share of the dense
+    time.
 
     Args:
       net: what `trace` returned.

@@ -92,7 +92,7 @@ def test_seeds_share_one_compiled_step_also_where_they_draw_masks(data_dir):
     config = small_run(data_dir, "static")
     dataset = data.load(config.data, "train[:50]")
     model, tx = models.build(config.model, 10), optimizers.build(config)
-    batch = next(data.batches(dataset, 16, seed=0))
+    batch = next(dataset.batches(16, seed=0))
     jitted: Any = training.train_step
     drawn, before = {}, jitted._cache_size()
     for seed in (0, 1):

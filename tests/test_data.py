@@ -87,8 +87,8 @@ def numbered(count):
 def test_batches_go_on_exactly_where_they_stopped(count, batch, start, seed):
     batch = min(batch, count)
     dataset = numbered(count)
-    whole = itertools.islice(data.batches(dataset, batch, seed=seed), start, start + 5)
-    resumed = itertools.islice(data.batches(dataset, batch, seed=seed, start=start), 5)
+    whole = itertools.islice(dataset.batches(batch, seed=seed), start, start + 5)
+    resumed = itertools.islice(dataset.batches(batch, seed=seed, start=start), 5)
     for expected, found in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(expected["label"], found["label"])
         np.testing.assert_array_equal(found["image"][:, 0, 0, 0], found["label"])
@@ -97,14 +97,14 @@ def test_batches_go_on_exactly_where_they_stopped(count, batch, start, seed):
 @given(count=st.integers(1, 40), batch=st.integers(1, 8))
 def test_an_epoch_shows_an_image_at_most_once(count, batch):
     batch = min(batch, count)
-    epoch = itertools.islice(data.batches(numbered(count), batch, seed=0), count // batch)
+    epoch = itertools.islice(numbered(count).batches(batch, seed=0), count // batch)
     seen = np.concatenate([found["label"] for found in epoch])
     assert len(seen) == count // batch * batch == len(set(seen.tolist()))
 
 
 def test_epochs_and_seeds_differ_in_order():
     def first(seed, epoch):
-        return next(data.batches(numbered(64), 64, seed=seed, start=epoch))["label"].tolist()
+        return next(numbered(64).batches(64, seed=seed, start=epoch))["label"].tolist()
 
     assert len({tuple(first(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
@@ -113,9 +113,9 @@ def test_augmentation_resumes_exactly_and_only_shifts_and_mirrors():
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (8, 6, 6, 1), dtype=np.uint8)
     dataset = data.Dataset(images, np.arange(8, dtype=np.int32), 8)
-    stream = data.batches(dataset, 8, seed=3, augment=True)
+    stream = dataset.batches(8, seed=3, augment=True)
     second = list(itertools.islice(stream, 2))[1]
-    resumed = next(data.batches(dataset, 8, seed=3, start=1, augment=True))
+    resumed = next(dataset.batches(8, seed=3, start=1, augment=True))
     np.testing.assert_array_equal(second["image"], resumed["image"])
     for image, label in zip(second["image"], second["label"], strict=True):
         assert set(image.ravel().tolist()) <= {0, *images[label].ravel().tolist()}
@@ -124,12 +124,12 @@ def test_augmentation_resumes_exactly_and_only_shifts_and_mirrors():
 
 def test_a_batch_larger_than_the_dataset_is_an_error():
     with pytest.raises(ValueError, match="`batch_size` must be at most 4, got 5"):
-        next(data.batches(numbered(4), 5, seed=0))
+        next(numbered(4).batches(5, seed=0))
 
 
 @given(count=st.integers(1, 20), batch=st.integers(1, 8))
 def test_whole_shows_every_image_once_in_one_shape(count, batch):
-    found = list(data.whole(numbered(count), batch))
+    found = list(numbered(count).whole(batch))
     assert {b["image"].shape[0] for b in found} == {batch}
     labels = np.concatenate([b["label"] for b in found])
     np.testing.assert_array_equal(labels[labels >= 0], np.arange(count))
@@ -139,7 +139,7 @@ def test_cifar_is_read_by_its_tfds_name():
     with tfds.testing.mock_data(num_examples=12):
         found = data.load({"name": "cifar10"}, "train[:50%]")
     assert found.images.shape[1:] == (32, 32, 3) and found.classes == 10
-    assert next(data.batches(found, 4, seed=0, augment=True))["image"].shape == (4, 32, 32, 3)
+    assert next(found.batches(4, seed=0, augment=True))["image"].shape == (4, 32, 32, 3)
 
 
 def test_a_dataset_that_is_not_there_says_how_to_get_it(folder):

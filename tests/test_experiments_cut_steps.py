@@ -37,7 +37,7 @@ def begun(config: Any) -> tuple[Any, training.State, Iterator[data.Batch]]:
     model = models.build(config.model, 10)
     tx = optimizers.build(config, channels.choice(config, model, SHAPE))
     state = training.create(model, tx, toy(), seed=0)
-    return model, state, data.batches(toy(), 16, seed=0)
+    return model, state, toy().batches(16, seed=0)
 
 
 def close(a: Any, b: Any) -> None:

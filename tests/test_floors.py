@@ -51,6 +51,7 @@ FLOORS = {
     "jaxprune.latency": 10,
     "jaxprune.methods": 10,
     "jaxprune.methods.common": 5,
+    "jaxprune.replicas": 11,
     "jaxprune.report": 11,
     "jaxprune": 12,
 }

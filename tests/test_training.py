@@ -10,7 +10,7 @@ import pytest
 from small_runs import small_run
 
 import jaxprune
-from experiments import data, models, states, training
+from experiments import data, measures, models, states, training
 
 # The recipes are user code, under JAX's own rules; Flax does not keep the strict ones.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -26,7 +26,7 @@ def run(tx: Any, data_dir: str, model: Any, steps: int) -> list[training.State]:
     dataset = data.load(config.data, "train[:64]")
     state = training.create(model, tx, dataset, seed=0)
     states = [jax.tree.map(np.copy, state)]
-    for _, batch in zip(range(steps), data.batches(dataset, 8, seed=0), strict=False):
+    for _, batch in zip(range(steps), dataset.batches(8, seed=0), strict=False):
         state, _ = training.train_step(state, batch)
         states.append(jax.tree.map(np.copy, state))
     return states
@@ -35,7 +35,8 @@ def run(tx: Any, data_dir: str, model: Any, steps: int) -> list[training.State]:
 def result(state: training.State, method: str, data_dir: str) -> dict[str, Any]:
     config = small_run(data_dir, "dense")
     config.method.name = method
-    return training.result(state, data.load(config.data, "test[:20]"), config)
+    test = data.load(config.data, "test[:20]")
+    return measures.result(state, config, measures.accuracies(state, test))
 
 
 def test_a_run_costs_the_mean_of_its_steps(data_dir: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import cifar, common
 
 CHANNELS = {
     "round_to": 4,
@@ -89,7 +89,7 @@ def cifar_resnet_channels(depth: int, name: str, **values: Any) -> ConfigDict:
       >>> channels.cifar_resnet_channels(56, "filter_attention").method.begin
       0.5
     """
-    config: Any = ConfigDict(common.cifar_resnet(depth, name).to_dict())
+    config: Any = ConfigDict(cifar.resnet(depth, name).to_dict())
     longer = {
         name: round(config.steps / 1280 * n) for name, n in _PERIODS.items()
     }  # than on glyphs

@@ -233,12 +233,24 @@ def study(
     ).lock()
 
 
-def _base(chosen: ConfigDict, **values: Any) -> ConfigDict:
+def base(chosen: ConfigDict, **values: Any) -> ConfigDict:
+    """A config with what every experiment has.
+
+    Args:
+      chosen: the method.
+      **values: what the experiment has besides, or otherwise.
+
+    Returns:
+      The config, locked.
+    """
     common = {
         "seed": 0,
         "train_split": "train",
         "test_split": "test",
         "augment": False,
+        "label_smoothing": 0.0,
+        "ema_decay": 0.0,  # of a moving average of the params, beside them; 0 keeps none
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "mode": "auto"},  # see `layouts.of`
         "where": "",  # empty: the default rule of jaxprune
         "channels": {},  # empty: weights; else what `network.channels` takes
         "cut_steps": False,  # whether steps compute only the channels that are kept
@@ -251,8 +263,19 @@ def _base(chosen: ConfigDict, **values: Any) -> ConfigDict:
     return ConfigDict(common | values).lock()
 
 
-def _sgd(rate: float, decay: float, **values: Any) -> dict[str, Any]:
-    schedule = {"warmup": 0.0, "drops": (), "drop_factor": 0.1} | values
+def sgd(rate: float, decay: float, **values: Any) -> dict[str, Any]:
+    """The values of SGD with Nesterov momentum 0.9.
+
+    Args:
+      rate: the peak of the learning rate.
+      decay: L2 penalty.
+      **values: the schedule, see `optimizers.learning_rate`; ``decayed``, a regex of the leaves
+        that decay, empty for all.
+
+    Returns:
+      What configs have as ``optimizer``.
+    """
+    schedule = {"warmup": 0.0, "drops": (), "drop_factor": 0.1, "decayed": ""} | values
     return {
         "name": "sgd",
         "learning_rate": rate,
@@ -277,13 +300,13 @@ def digits_mlp(name: str, **values: Any) -> ConfigDict:
       >>> common.digits_mlp("dense").model.name
       'mlp'
     """
-    return _base(
+    return base(
         method(name, **values),
         data={"name": "digits", "data_dir": ""},
         model={"name": "mlp", "widths": (60, 30)},
         batch_size=64,
         steps=800,
-        optimizer=_sgd(0.1, 5e-4),
+        optimizer=sgd(0.1, 5e-4),
     )
 
 
@@ -302,7 +325,7 @@ def glyphs_resnet(name: str, **values: Any) -> ConfigDict:
       >>> common.glyphs_resnet("straight_through", sparsity=0.95).method.sparsity
       0.95
     """
-    return _base(
+    return base(
         method(name, **values),
         data={
             "name": "glyphs",
@@ -318,81 +341,7 @@ def glyphs_resnet(name: str, **values: Any) -> ConfigDict:
         where="conv",
         batch_size=64,
         steps=1280,
-        optimizer=_sgd(0.3, 5e-4),
+        optimizer=sgd(0.3, 5e-4),
         evaluate_every=320,
         checkpoint_every=320,
-    )
-
-
-def cifar_resnet(depth: int, name: str, **values: Any) -> ConfigDict:
-    """ResNet-20, -32 or -56 on CIFAR-10: 300 epochs, the ramp's end at 225.
-
-    Args:
-      depth: 20, 32 or 56.
-      name: the method.
-      **values: values of the method.
-
-    Returns:
-      The config.
-
-    Examples:
-      >>> from experiments.configs import common
-      >>> common.cifar_resnet(56, "dense").model.depth
-      56
-
-    References:
-      Back, Ahn and Kim, Magnitude Attention-based Dynamic Pruning, 2023,
-      https://arxiv.org/abs/2306.05056 (schedule as in the same last author's preceding code).
-    """
-    drops = {"warmup": 5 / 300, "drops": (150 / 300, 225 / 300)}
-    return _cifar(
-        method(name, **values),
-        model={"name": "resnet", "depth": depth},
-        steps=300 * _STEPS_PER_EPOCH,
-        optimizer=_sgd(0.2, 1e-4, **drops),
-    )
-
-
-def cifar_wide_resnet(name: str, **values: Any) -> ConfigDict:
-    """WRN-28-2 on CIFAR-10: 200 epochs, the ramp's end at 120.
-
-    Args:
-      name: the method.
-      **values: values of the method.
-
-    Returns:
-      The config.
-
-    Examples:
-      >>> from experiments.configs import common
-      >>> common.cifar_wide_resnet("dense").model.widen
-      2
-
-    References:
-      Back, Ahn and Kim, Magnitude Attention-based Dynamic Pruning, 2023,
-      https://arxiv.org/abs/2306.05056 (schedule as in the same last author's preceding code).
-    """
-    drops = {"drops": (60 / 200, 120 / 200, 160 / 200), "drop_factor": 0.2}
-    return _cifar(
-        method(name, **values),
-        model={"name": "wide_resnet", "depth": 28, "widen": 2},
-        steps=200 * _STEPS_PER_EPOCH,
-        optimizer=_sgd(0.1, 5e-4, **drops),
-    )
-
-
-_STEPS_PER_EPOCH = 50_000 // 128
-
-
-def _cifar(chosen: ConfigDict, **values: Any) -> ConfigDict:
-    return _base(
-        chosen,
-        data={"name": "cifar10", "data_dir": ""},
-        where="conv",
-        batch_size=128,
-        augment=True,
-        evaluate_every=5 * _STEPS_PER_EPOCH,
-        checkpoint_every=5 * _STEPS_PER_EPOCH,
-        log_every=_STEPS_PER_EPOCH,
-        **values,
     )

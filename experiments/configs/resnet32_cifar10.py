@@ -12,8 +12,8 @@ Expect: not measured here.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import cifar
 
 
 def get_config(method: str = "") -> ConfigDict:
-    return common.cifar_resnet(32, method)
+    return cifar.resnet(32, method)

@@ -17,11 +17,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import cifar
 
 
 def get_config(method: str = "") -> ConfigDict:
-    config: Any = common.cifar_resnet(56, method)
+    config: Any = cifar.resnet(56, method)
     if method == "layer_attention":
         config.where, config.steps = "", 64_000
         config.optimizer.update({"learning_rate": 0.1, "drops": (0.5, 0.75), "drop_factor": 0.1})

@@ -14,11 +14,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import cifar
 
 
 def get_config(method: str = "") -> ConfigDict:
-    config: Any = common.cifar_wide_resnet(method)
+    config: Any = cifar.wide_resnet(method)
     if "ramp" in config.method:
         config.method.ramp = (0.0, 0.6)
     return config

@@ -18,7 +18,10 @@ _PARTS = 64
 
 
 def counts_of(hits: Sequence[jax.Array]) -> jax.Array:
-    """How many entries of each of several bool arrays of one shape are True: ``uint32[T]``."""
+    """How many entries of each of several bool arrays of one shape are True: ``uint32[T]``.
+
+    Of several uint32 arrays the sums, modulo ``2**32``.
+    """
     if len(hits) == 1:
         return count_true(hits[0]).astype(jnp.uint32)[None]
     if jax.device_count() == 1:
