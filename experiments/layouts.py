@@ -88,7 +88,7 @@ def of(config: Mapping[str, Any]) -> Layout:
         expected = f"use all {number} devices of {jax.process_count()} processes"
         raise ValueError(f"`config.mesh` must {expected}, got {dict(config)}")
     if mode == "pmap" and sizes[1:] == [1, 1]:
-        return _replicas(jax.local_devices()[: used // jax.process_count()])
+        return _replicas(jax.devices()[:used])
     if mode not in _KINDS:
         expected = f"have as mode one of {', '.join(_KINDS)}, or pmap with data alone"
         raise ValueError(f"`config.mesh` must {expected}, got {dict(config)}")
@@ -117,7 +117,7 @@ def _on(mesh: Mesh) -> Layout:
         others = state.replace(params=None, ema=None, opt_state=None)
         others = jax.tree.map(functools.partial(jax.device_put, device=everywhere), others)
         if explicit:
-            others = others.replace(apply_fn=_gathering(state.apply_fn))
+            others = others.replace(apply_fn=_gathering(state.apply_fn, everywhere))
         return others.replace(params=params, ema=ema, opt_state=opt_state)
 
     def batch(images: Batch) -> Any:
@@ -129,11 +129,11 @@ def _on(mesh: Mesh) -> Layout:
     return Layout(placed, _same, batch, jax.jit, "", devices, True, within)
 
 
-def _gathering(apply: Callable[..., Any]) -> Callable[..., Any]:
+def _gathering(apply: Callable[..., Any], everywhere: NamedSharding) -> Callable[..., Any]:
     """A network that computes with whole params, however they are stored; types ask for it."""
 
     def applied(variables: Any, *args: Any, **options: Any) -> Any:
-        whole = jax.tree.map(lambda x: jax.sharding.reshard(x, P()), variables)
+        whole = jax.tree.map(lambda x: jax.sharding.reshard(x, everywhere), variables)
         return apply(whole, *args, **options)
 
     return applied
@@ -164,16 +164,20 @@ def sharding_of(x: Any, mesh: Mesh) -> NamedSharding:
 
 def _replicas(devices: Sequence[Any]) -> Layout:
     """As replicas, each with a part of the batch."""
-    number = len(devices)
+    number = len(devices) // jax.process_count()
+    sharding = NamedSharding(Mesh(np.array(devices), (REPLICAS,)), P(REPLICAS))
+
+    def along(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x)
 
     def placed(state: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.stack([x] * number), state)
+        return jax.tree.map(lambda x: along(np.stack([x] * number)), state)
 
     def one(state: Any) -> Any:
-        return jax.tree.map(lambda x: x[0], state)
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
 
     def batch(images: Batch) -> Any:
-        return {name: x.reshape(number, -1, *x.shape[1:]) for name, x in images.items()}
+        return {name: along(x.reshape(number, -1, *x.shape[1:])) for name, x in images.items()}
 
     compiled = functools.partial(jax.pmap, axis_name=REPLICAS, devices=devices)
     return Layout(placed, one, batch, compiled, REPLICAS, number, False, contextlib.nullcontext)
@@ -215,7 +219,7 @@ def total(counts: Sequence[Any], layout: Layout) -> int:
     Returns:
       The sum.
     """
-    own = sum(int(np.sum(x)) for x in jax.device_get([*counts]))
     if layout.shared or jax.process_count() == 1:
-        return own
+        return int(sum(np.sum(x) for x in jax.device_get([*counts])))
+    own = sum(int(np.sum(shard.data)) for x in counts for shard in x.addressable_shards)
     return int(np.sum(multihost_utils.process_allgather(np.int64(own))))

@@ -43,7 +43,7 @@ def test_attention_in_numpy_and_permuted() -> None:
     order = np.random.default_rng(0).permutation(9)
     permuted = module.filter_rows(kernel[..., order], 2, np.arange(9), 9)
     tiny.close(module.additive_attention(permuted, network), z[order])
-    many = jnp.tile(rows, (60, 1))  # more filters than attend at once
+    many = jnp.tile(rows, (60, 1, 1))  # more filters than attend at once
     tiny.close(module.additive_attention(many, network), np.tile(z, 60))
 
 

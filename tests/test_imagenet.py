@@ -158,7 +158,8 @@ def test_what_decays_are_kernels() -> None:
         tx = optimizers.inner(config)
         zeros = jax.tree.map(np.zeros_like, params)
         updates, _ = tx.update(zeros, tx.init(params), params)
-        assert (updates["conv"]["kernel"] < 0).all() and (updates["norm"]["scale"] == 0).all()
+        found = {path: np.asarray(x) for path, x in trees.by_path(updates).items()}
+        assert (found["conv/kernel"] < 0).all() and (found["norm/scale"] == 0).all()
 
 
 def test_the_rate_and_the_length_follow_the_batch() -> None:

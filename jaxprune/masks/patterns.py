@@ -13,14 +13,12 @@ from jaxprune.masks.counting import (
     Density,
     arrays,
     counts_of,
-    gathered,
-    placed_like,
     sizes_of,
 )
 from jaxprune.masks.ranking import largest
 from jaxprune.numbers import is_traced
 from jaxprune.selection.keys import codes_of, order_of
-from jaxprune.trees import Tree, from_paths
+from jaxprune.trees import Tree, from_paths, gathered, placed_like
 from jaxprune.types import Count, Ranked, wrong
 
 _UNROLLED = 32

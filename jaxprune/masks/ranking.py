@@ -15,14 +15,12 @@ from jaxprune.masks.counting import (
     arrays,
     count_of,
     counts_of,
-    gathered,
-    placed_like,
     sizes_of,
 )
 from jaxprune.masks.slices import largest_of_slices
 from jaxprune.selection import any_nan, count_true, keep_largest
 from jaxprune.selection.keys import codes_of, order_of
-from jaxprune.trees import Tree, by_path, from_paths, uniform_like
+from jaxprune.trees import Tree, by_path, from_paths, gathered, placed_like, uniform_like
 from jaxprune.types import Chosen, Count, Counts, Leaves, Ranked, wrong
 
 

@@ -268,19 +268,21 @@ def activated(z: jax.Array) -> jax.Array:
 
 
 def filter_rows(leaf: jax.Array, axis: int, units: np.ndarray, number: int) -> jax.Array:
-    """``|K|`` standardised over the layer, a row a filter, ``[n, m]``; without a gradient."""
+    """``|K|`` standardised over the layer, a row a filter, ``[n, ...]``; without a gradient."""
     x = jnp.moveaxis(jnp.abs(jax.lax.stop_gradient(leaf)).astype(jnp.float32), axis, 0)
     order = np.argsort(units, kind="stable")[(units < 0).sum() :]
     if len(order) != len(units) or (np.diff(order) != 1).any():
         x = x[order]
-    x = x.reshape(number, -1)
+    if len(x) != number:
+        x = x.reshape(number, -1)
     spread = jnp.std(x)
     return (x - jnp.mean(x)) / jnp.where(spread > 0, spread, 1)
 
 
 def additive_attention(rows: jax.Array, network: Mapping[str, jax.Array]) -> jax.Array:
     """``z``, ``[n]``: how each filter stands out by what it finds in all others."""
-    query, key = rows @ network["query"], rows @ network["key"] + network["bias"][None]
+    query, key = _projected(rows, network["query"]), _projected(rows, network["key"])
+    key += network["bias"][None]
 
     @jax.checkpoint
     def found(one: jax.Array) -> jax.Array:  # all n n of them at once would be too large to keep
@@ -288,6 +290,14 @@ def additive_attention(rows: jax.Array, network: Mapping[str, jax.Array]) -> jax
 
     h = jax.lax.map(found, query, batch_size=min(len(rows), _ROWS))
     return (h - jnp.mean(h, axis=0, keepdims=True)) @ network["v"] + network["u"]
+
+
+def _projected(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The product of rows that lie as the leaf does, and whole wherever they lie; none moves."""
+    kernel = kernel.reshape(*rows.shape[1:], -1)
+    along = tuple(range(1, rows.ndim)), tuple(range(rows.ndim - 1))
+    layout = jax.sharding.PartitionSpec() if any(jax.typeof(rows).sharding.spec) else None
+    return jax.lax.dot_general(rows, kernel, (along, ((), ())), out_sharding=layout)
 
 
 class _Penalty(NamedTuple):

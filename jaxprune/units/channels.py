@@ -116,7 +116,7 @@ class Channels:
                 part = _spread(masks[name], member.units(), member.axis, ndim)
                 before = found.get(member.path)
                 found[member.path] = part if before is None else before & part
-        return {path: found[path] for path in leaves if path in found}
+        return {p: trees.placed_like(leaves[p], found[p]) for p in leaves if p in found}
 
     def pooled(self, scores: Leaves) -> dict[str, Any]:
         """The sum over a channel's entries in members with a score; by name it stays as it is."""
@@ -234,6 +234,7 @@ def pool(members: Iterable[Member], size: int, entries: Callable[[str], Any]) ->
     for member in members:
         x, units = as_array(entries(member.path)), member.units()
         each = jnp.sum(x.astype(jnp.float32), axis=[k for k in range(x.ndim) if k != member.axis])
+        each = trees.gathered(each)
         if not _is_plain(units, size):  # what is of no unit goes behind the last, and is dropped
             each = jax.ops.segment_sum(each, np.where(units == NOBODY, size, units), size)
         total += each
