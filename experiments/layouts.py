@@ -165,7 +165,8 @@ def sharding_of(x: Any, mesh: Mesh) -> NamedSharding:
 def _replicas(devices: Sequence[Any]) -> Layout:
     """As replicas, each with a part of the batch."""
     number = len(devices) // jax.process_count()
-    sharding = NamedSharding(Mesh(np.array(devices), (REPLICAS,)), P(REPLICAS))
+    mesh = Mesh(np.array(devices), (REPLICAS,))
+    sharding, everywhere = NamedSharding(mesh, P(REPLICAS)), NamedSharding(mesh, P())
 
     def along(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, x)
@@ -173,8 +174,14 @@ def _replicas(devices: Sequence[Any]) -> Layout:
     def placed(state: Any) -> Any:
         return jax.tree.map(lambda x: along(np.stack([x] * number)), state)
 
+    def first(x: jax.Array) -> jax.Array:
+        own = x.addressable_data(0)[0]
+        if jax.process_count() == 1:
+            return own
+        return jax.make_array_from_process_local_data(everywhere, np.asarray(own))  # to be saved
+
     def one(state: Any) -> Any:
-        return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
+        return jax.tree.map(first, state)
 
     def batch(images: Batch) -> Any:
         return {name: along(x.reshape(number, -1, *x.shape[1:])) for name, x in images.items()}

@@ -42,24 +42,33 @@ def rows(leaf: jax.Array) -> P:
     return P(*[None] * (leaf.ndim - 1), "x") if leaf.ndim and leaf.shape[-1] % 4 == 0 else P()
 
 
-def test_sharded_params_and_images_give_the_same_masks() -> None:
-    (tx, expected), (_, params, stats) = on_one("filter_attention"), traced()
-    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_sharded_params_give_the_same_masks(kind: AxisType, name: str) -> None:
+    """Filters, gates and the statistics of a filter's norm are shared out along the channels."""
+    (tx, expected), (_, params, stats) = on_one(name), traced()
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,), devices=jax.devices()[:4])
     shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, rows(leaf)), params)
-    params = jax.device_put(params, shardings)
-    states = jaxprune.state_shardings(tx, params)
-    state = jax.jit(tx.init, out_shardings=states)(params)
+    params, whole = jax.device_put(params, shardings), NamedSharding(mesh, P())
 
-    @functools.partial(jax.jit, out_shardings=(shardings, states))
-    def step(params: Any, state: Any) -> Any:
-        grads = jax.grad(lambda p: jnp.mean((apply(p, stats, IMAGES) - TARGETS) ** 2))(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    def loss(params: Any) -> Any:
+        if kind == AxisType.Explicit:  # what computes with whole params says so
+            params = jax.tree.map(lambda p: jax.sharding.reshard(p, whole), params)
+        return jnp.mean((apply(params, stats, IMAGES) - TARGETS) ** 2)
 
-    for masks in expected:
-        params, state = step(params, state)
-        same_masks(tiny.masks_of(state), masks)
-    jaxprune.verify(params, state)
+    with jax.set_mesh(mesh):
+        states = jaxprune.state_shardings(tx, params)
+        state = jax.jit(tx.init, out_shardings=states)(params)
+
+        @functools.partial(jax.jit, out_shardings=(shardings, states))
+        def step(params: Any, state: Any) -> Any:
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        for masks in expected:
+            params, state = step(params, state)
+            same_masks(tiny.masks_of(state), masks)
+        jaxprune.verify(params, state)
 
 
 @pytest.mark.parametrize("name", NAMES)

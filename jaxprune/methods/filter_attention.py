@@ -320,7 +320,7 @@ class _Penalty(NamedTuple):
         task = jnp.zeros(())
         for path, seen in units.gated(jax.lax.stop_gradient(weights), scores).items():
             felt = s.grads[path].astype(jnp.float32)
-            task += jnp.vdot(jnp.where(jnp.isfinite(felt), felt, 0), seen)
+            task += jnp.sum(jnp.where(jnp.isfinite(felt), felt, 0) * seen)
         layers = [*scores.values()]
         layers = layers if self.by_layer else [jnp.concatenate(layers)]
         means = jnp.stack([jnp.mean(each) for each in layers])
