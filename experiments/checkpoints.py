@@ -12,7 +12,11 @@ from experiments import states
 from experiments.training import State
 
 # What may change between two calls of the same run.
-_FREE = ("data.data_dir", "tensorboard", "evaluate_every", "checkpoint_every", "log_every")
+_FREE = (
+    *("data.data_dir", "data.workers", "tensorboard"),
+    *("evaluate_every", "checkpoint_every", "log_every"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.mode"),
+)
 _PARTS = ("step", "params", "batch_stats", "opt_state", "flops", "ema")
 
 Window = list[dict[str, Any]]
