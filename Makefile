@@ -10,7 +10,7 @@ DEMO := .venv/installed-for-demo
 TEST := .venv/installed-for-test
 
 .NOTPARALLEL:
-.PHONY: help demo demo-channels test lint types tests bench compat clean
+.PHONY: help demo demo-channels test lint types tests bench compat stress clean
 
 help:
 	@echo "make demo    train, prune, save and reload a small network; prints a table (minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make types   basedpyright"
 	@echo "make bench   how fast: ratios measured side by side"
 	@echo "make compat  every optimizer of optax with every method"
+	@echo "make stress  100 kills of a training run, and the same bits at the end"
 	@echo "make clean   remove the environment, caches and built packages (runs/ stays)"
 
 demo: $(DEMO)
@@ -45,6 +46,9 @@ bench: $(DEMO)
 
 compat: $(DEMO)
 	$(BIN)/python -m experiments.compat
+
+stress: $(DEMO)
+	$(BIN)/python -m experiments.stress
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

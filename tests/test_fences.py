@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax import export
 
 from jaxprune import fences
 
@@ -66,6 +67,23 @@ def test_a_flag_known_after_others_is_that_flag(written: Any, transform: Any) ->
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
 def test_what_is_overwritten_after_is_the_new_bit_for_bit(read: Any, transform: Any) -> None:
     same(transform(fences.overwritten_after)(read, arrays(0), arrays(1)), arrays(0))
+
+
+def test_what_is_exported_for_other_devices_has_no_fence() -> None:
+    """Whoever lowers on a CPU for a TPU gets the program that a TPU would have traced."""
+
+    def ordered(x: Any) -> Any:
+        return fences.read_before(x + 1, {"x": x})["x"]
+
+    x = jax.ShapeDtypeStruct((4,), jnp.float32)
+    shifts = {
+        platforms: "shift_right"
+        in export.export(jax.jit(ordered), platforms=platforms)(x).mlir_module()
+        for platforms in (("cpu",), ("tpu",), ("cuda",), ("tpu", "cuda"))
+    }
+    assert shifts == {("cpu",): True, ("tpu",): False, ("cuda",): False, ("tpu", "cuda"): False}
+    compiled = str(jax.jit(ordered).lower(x).compile().as_text())
+    assert "conditional" not in compiled  # nothing is decided when it runs
 
 
 @pytest.mark.several_devices

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import tensorflow_datasets as tfds
+from jax import export
 
 import jaxprune
 from experiments import (
@@ -112,6 +113,10 @@ def test_every_method_trains_ends_on_sigterm_and_goes_on_to_the_same_bits(
     same_bits(found, whole)
     rows = [logs.read(folder.logs / "metrics.jsonl") for folder in (run, again)]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [3, 6, 8]
+    exported = export.export(run.step, platforms=("tpu", "cuda"))(found, next(run.test.whole(8)))
+    assert exported.platforms == ("tpu", "cuda")
+    if not run.config.channels:  # of which a few numbers are sorted
+        assert "stablehlo.sort" not in exported.mlir_module()
     result = measures.result(found, run.config, measures.accuracies(found, run.test))
     assert {"accuracy", "ema_accuracy"} <= {*result}
     if variant == "dense":

@@ -1,0 +1,112 @@
+"""The streaming pipeline on eight devices: the same masks as on one, in every layout."""
+
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_imagenet import mocked, same_bits, small, started
+
+import jaxprune
+from experiments import layouts, measures, train, training
+
+pytestmark = [
+    pytest.mark.usefixtures("standard_promotion", "mocked"),
+    pytest.mark.filterwarnings("ignore:levels of an attention network"),
+    pytest.mark.several_devices,
+]
+
+mocked = mocked  # the fixture
+
+SPLIT = {"data": 2, "fsdp": 2, "tensor": 2}
+CASES = [
+    ("rigl", {"data": 8}),
+    ("magnitude_attention", SPLIT),
+    ("prune_and_grow", SPLIT | {"mode": "explicit"}),
+    ("filter_attention", SPLIT | {"mode": "explicit"}),
+]
+
+
+def run(variant: str, mesh: Any, workdir: pathlib.Path) -> tuple[train.Run, Any, dict[str, Any]]:
+    """A run in a layout: what it needs, its final state, its masks and accuracy."""
+    workdir.mkdir()
+    # In float32: of bfloat16 the sums over devices differ by more than masks can bear.
+    config = small(variant, mesh=mesh, model={"dtype": "float32"})
+    of, state = started(config, workdir)
+    before = training.train_step._cache_size()
+    with of.layout.within():
+        state = train.trained(of, state)
+        found = measures.accuracies(state, of.test, of.layout)
+        if not of.layout.axis:
+            assert training.train_step._cache_size() == before + 1  # with its refreshes
+        masks = jaxprune.masks_by_path(of.layout.one(state.opt_state))
+    return of, state, found | {path: np.asarray(mask) for path, mask in masks.items()}
+
+
+@pytest.mark.parametrize(("variant", "mesh"), CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_masks_and_accuracy_are_those_of_one_device(
+    variant: str, mesh: Any, tmp_path: pathlib.Path
+) -> None:
+    _, _, alone = run(variant, {"data": 1}, tmp_path / "alone")
+    of, state, found = run(variant, mesh, tmp_path / "many")
+    assert found.keys() == alone.keys() and found.pop("accuracy") == alone.pop("accuracy")
+    for path, mask in found.items():
+        np.testing.assert_array_equal(mask, alone[path])
+    for path, mask in jaxprune.masks_by_path(state.opt_state).items():
+        if path in (params := dict(jax.tree_util.tree_leaves_with_path(state.params))):
+            assert mask.sharding.spec == params[path].sharding.spec
+    with of.layout.within():
+        jaxprune.verify(state.params, state.opt_state)
+
+
+def test_replicas_agree_and_a_forgotten_mean_is_told(
+    tmp_path: pathlib.Path, monkeypatch: Any
+) -> None:
+    _, state, _ = run("rigl", {"data": 8, "mode": "pmap"}, tmp_path / "mean")
+    first, *others = [jax.tree.map(lambda x, n=n: x[n], state) for n in range(8)]
+    for other in others:
+        same_bits(other, first)
+
+    def forgetful(layout: layouts.Layout) -> Any:
+        return layout.compiled(training.step, donate_argnums=0)
+
+    monkeypatch.setattr(training, "step_on", forgetful)
+    with pytest.raises(ValueError, match="average the gradients before the update"):
+        run("rigl", {"data": 8, "mode": "pmap"}, tmp_path / "none")
+
+
+def test_no_step_gathers_more_than_the_dense_one_does(tmp_path: pathlib.Path) -> None:
+    """With params whole on each device nothing is gathered; fsdp gathers what computes."""
+
+    def gathers(variant: str, mesh: Any) -> int:
+        config = small(variant, mesh=mesh, model={"dtype": "float32"})
+        of, state = started(config, tmp_path)
+        with of.layout.within():
+            state = of.layout.placed(state)
+            batch = of.layout.batch(next(of.train.batches(8, seed=0)))
+            text = str(of.step.lower(state, batch).compile().as_text())
+        sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in _GATHERED.findall(text)]
+        return sum(size >= 256 for size in sizes)
+
+    assert gathers("magnitude_attention", {"data": 8}) == 0
+    assert gathers("magnitude_attention", SPLIT) <= gathers("dense", SPLIT)
+
+
+_GATHERED = re.compile(r"= [a-z0-9]+\[([\d,]+)\]\S* all-gather")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "told"),
+    [
+        ({"data": 3}, "have axes that divide 8 devices"),
+        ({"data": -1, "fsdp": -1}, "at most one of them -1"),
+        ({"data": 2, "fsdp": 2, "mode": "pmap"}, "pmap with data alone"),
+        ({"data": 2, "mode": "magic"}, "have as mode one of auto, explicit"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_gets_one_sentence(mesh: Any, told: str) -> None:
+    whole = {"data": 1, "fsdp": 1, "tensor": 1, "mode": "auto"} | mesh
+    with pytest.raises(ValueError, match=rf"`config.mesh` must .*{told}"):
+        layouts.of(whole)
