@@ -366,7 +366,7 @@ def main() -> None:
     if sys.argv[1:] == ["sharded"]:
         print(json.dumps(sharded()))
         return
-    from experiments import bench_cut  # it reads this module
+    from experiments import bench_cut, bench_input  # the first reads this module
 
     sections = (
         selection_rows,
@@ -378,6 +378,7 @@ def main() -> None:
         bench_cut.cut_rows,
         bench_cut.native_rows,
         bench_cut.trace_rows,
+        bench_input.input_rows,
     )
     show([each for section in tqdm(sections, unit="section") for each in section()])
 

@@ -210,7 +210,13 @@ def python_blocks(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+PAGES = [
+    *("README.md", "CONTRIBUTING.md"),
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "trainers").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks of a page, one after another in one namespace, as a reader would paste them."""
     blocks = python_blocks((ROOT / page).read_text())

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 
-from experiments import data, streams
+from experiments import bench_input, data, streams
 
 
 def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
@@ -140,3 +140,14 @@ def test_imagenet_is_read_by_its_tfds_name(monkeypatch):
     assert found.classes == 1000 and len(found) == 6
     assert batch["image"].shape == (4, 32, 32, 3) and batch["image"].dtype == np.uint8
     assert batch["label"].dtype == np.int32
+
+
+def test_the_pipeline_is_measured_beside_decoding_alone(monkeypatch):
+    for name, number in (("_IMAGES", 4), ("_BATCH", 4), ("_ROUNDS", 1)):
+        monkeypatch.setattr(bench_input, name, number)
+    rows = bench_input.input_rows()
+    assert [what.rsplit(", ")[-1] for what, *_ in rows] == [
+        "whole pipeline to 224x224",
+        "decoded alone",
+    ]
+    assert all(float(rate.split()[0]) > 0 for _, rate, _ in rows)
