@@ -84,7 +84,7 @@ def traced(model: nn.Module, shape: tuple[int, ...]) -> jaxprune.Network:
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(functools.partial(model.init, train=False), key, images)
     return jaxprune.trace(
-        functions(model)[0], variables["params"], images, also=variables["batch_stats"]
+        functions(model)[0], variables["params"], images, also=variables.get("batch_stats", {})
     )
 
 
@@ -310,7 +310,7 @@ def write(small: jaxprune.Shrunk, test: data.Images, workdir: pathlib.Path) -> N
 
     Args:
       small: the cut network.
-      test: the test images, of which the first thousand are looked at.
+      test: the test images, of which a batch of a thousand at most is looked at.
       workdir: gets ``cut.jax_export`` and ``cut.safetensors``.
 
     Raises:
@@ -327,7 +327,9 @@ def write(small: jaxprune.Shrunk, test: data.Images, workdir: pathlib.Path) -> N
     file.write_bytes(exported.serialize())
     tree = {"params": small.params, "batch_stats": small.also}
     jaxprune.save_sparse(workdir / "cut.safetensors", tree, plan=small.plan)
-    few = next(test.whole(min(len(test), 1000)))
+    processes = jax.process_count()
+    few = next(test.whole(max(min(len(test), 1000) // processes, 1) * processes))
+    few = {name: x[few["label"] >= 0] for name, x in few.items()}
     logits = jax.jit(network)(training.normalized(few["image"]))
     here = float(np.mean(np.asarray(logits).argmax(-1) == few["label"]))
     again = reloaded(file, few, workdir)

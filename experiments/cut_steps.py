@@ -131,7 +131,7 @@ class CutSteps:
             small = jaxprune.Shrunk(state.params, state.batch_stats, by, self.net)
             places = _places(small)
             given = places, state.params, state.batch_stats, batch
-            traced = jax.jit(self._gradients(small)).trace(*given)
+            traced = jax.jit(self._gradients(small, state.recipe)).trace(*given)
             if self._update is None:
                 self._update = _update.lower(state, traced.out_info).compile()
             self._last[whole] = name, self._once(traced), places
@@ -148,13 +148,15 @@ class CutSteps:
             self._programs.popitem(last=False)
         return self._programs[key]
 
-    def _gradients(self, small: jaxprune.Shrunk) -> Callable[..., training.Gradients]:
+    def _gradients(
+        self, small: jaxprune.Shrunk, recipe: training.Recipe
+    ) -> Callable[..., training.Gradients]:
         """The gradients of a cut network, of whole params and in their shape."""
         apply = channels.applied(small, self.model)
 
         def gradients(places: Places, params: Any, stats: Any, batch: data.Batch) -> Any:
             less = _kept(params, places), _kept(stats, places, program.ALSO)
-            found = training.gradients(apply, *less, batch)
+            found = training.gradients(apply, *less, batch, recipe)
             there = jax.tree.map(lambda x: jnp.ones(x.shape, bool), less[1])
             there, new = (
                 _spread(tree, places, program.ALSO) for tree in (there, found.batch_stats)

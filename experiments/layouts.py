@@ -2,8 +2,9 @@
 
 A mesh has an axis of data, one of fsdp and one of tensor; a batch lies along the first two, a
 parameter along the other two where its shape allows, and everything that belongs to a parameter
-(masks, dense copies, slots) as the parameter does. The training step is the same program for all;
-XLA puts the collectives in (Auto axes), or the types say where (Explicit axes).
+(masks, dense copies, slots) as the parameter does. The training step is the same program on every
+mesh; XLA puts the collectives in (Auto axes), or the types say where (Explicit axes). Under `pmap`
+batch norm looks at each replica's part of a batch, and on a mesh at the whole of it.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -30,6 +30,7 @@ class Layout(NamedTuple):
     """What a loop has to know of where arrays lie.
 
     Attributes:
+      seen: a network -> the same on params that lie as `placed` puts them.
       placed: a state on one device -> the same where it belongs.
       one: what `placed` gave -> what a checkpoint saves, and what `placed` takes.
       batch: this process's share of a batch -> arrays.
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
       within: a context in which all of that is called.
     """
 
+    seen: Callable[[Callable[..., Any]], Callable[..., Any]]
     placed: Callable[[Any], Any]
     one: Callable[[Any], Any]
     batch: Callable[[Batch], Any]
@@ -54,7 +56,7 @@ def _same(x: Any) -> Any:
     return x
 
 
-ALONE = Layout(_same, _same, _same, jax.jit, "", 1, False, contextlib.nullcontext)
+ALONE = Layout(_same, _same, _same, _same, jax.jit, "", 1, False, contextlib.nullcontext)
 """On one device."""
 
 
@@ -95,7 +97,12 @@ def of(config: Mapping[str, Any]) -> Layout:
     if used == 1:
         return ALONE
     kinds = (_KINDS[mode],) * len(_AXES)
-    return _on(jax.make_mesh(tuple(sizes), _AXES, kinds, devices=jax.devices()[:used]))
+    mesh = jax.make_mesh(tuple(sizes), _AXES, kinds, devices=jax.devices()[:used])
+    processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    if (processes != processes[..., :1]).any():  # they would bring other images for the same place
+        expected = "have a tensor axis that lies within each process"
+        raise ValueError(f"`config.mesh` must {expected}, got {dict(config)}")
+    return _on(mesh)
 
 
 _AXES = ("data", "fsdp", "tensor")
@@ -105,7 +112,8 @@ _KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 def _on(mesh: Mesh) -> Layout:
     """On a mesh."""
     everywhere, along_batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXES[:2]))
-    explicit = mesh.are_all_axes_explicit
+    gathering = functools.partial(_gathering, everywhere=everywhere)
+    seen = gathering if mesh.are_all_axes_explicit else _same
 
     def placed(state: Any) -> Any:
         params, ema = (
@@ -116,8 +124,6 @@ def _on(mesh: Mesh) -> Layout:
         opt_state = jax.tree.map(jax.device_put, state.opt_state, shardings)
         others = state.replace(params=None, ema=None, opt_state=None)
         others = jax.tree.map(functools.partial(jax.device_put, device=everywhere), others)
-        if explicit:
-            others = others.replace(apply_fn=_gathering(state.apply_fn, everywhere))
         return others.replace(params=params, ema=ema, opt_state=opt_state)
 
     def batch(images: Batch) -> Any:
@@ -126,7 +132,7 @@ def _on(mesh: Mesh) -> Layout:
 
     devices = max(math.prod(mesh.devices.shape[:2]) // jax.process_count(), 1)
     within = functools.partial(jax.set_mesh, mesh)
-    return Layout(placed, _same, batch, jax.jit, "", devices, True, within)
+    return Layout(seen, placed, _same, batch, jax.jit, "", devices, True, within)
 
 
 def _gathering(apply: Callable[..., Any], everywhere: NamedSharding) -> Callable[..., Any]:
@@ -187,7 +193,9 @@ def _replicas(devices: Sequence[Any]) -> Layout:
         return {name: along(x.reshape(number, -1, *x.shape[1:])) for name, x in images.items()}
 
     compiled = functools.partial(jax.pmap, axis_name=REPLICAS, devices=devices)
-    return Layout(placed, one, batch, compiled, REPLICAS, number, False, contextlib.nullcontext)
+    return Layout(
+        _same, placed, one, batch, compiled, REPLICAS, number, False, contextlib.nullcontext
+    )
 
 
 def gathered(state: Any) -> Any:
@@ -199,7 +207,7 @@ def gathered(state: Any) -> Any:
     Returns:
       The state.
     """
-    return jax.tree.map(lambda x: jnp.asarray(fetched(x)), state)
+    return jax.tree.map(lambda x: jax.device_put(fetched(x), jax.local_devices()[0]), state)
 
 
 def fetched(x: jax.Array) -> np.ndarray:

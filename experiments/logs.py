@@ -110,8 +110,12 @@ class Pace:
         Args:
           images: of a step.
         """
-        self._images, self._steps, self._waited = images, 0, 0.0
-        self._began = time.perf_counter()
+        self._images = images
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew: what came between counts for nothing."""
+        self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def next(self, batches: Iterator[Any]) -> Any:
         """The next batch, waited for.
@@ -129,7 +133,7 @@ class Pace:
         return batch
 
     def tell(self, left: int) -> str:
-        """The pace since it was told last.
+        """The pace since it began.
 
         Args:
           left: how many steps there still are.
@@ -137,15 +141,12 @@ class Pace:
         Returns:
           Images a second, the share of time that was waited for data, the time that is left.
         """
-        now = time.perf_counter()
-        taken = max(now - self._began, 1e-9)
+        taken = max(time.perf_counter() - self._began, 1e-9)
         rest = datetime.timedelta(seconds=round(left * taken / max(self._steps, 1)))
-        text = (
+        return (
             f"{self._steps * self._images / taken:,.0f} images/s, "
             f"{self._waited / taken:.0%} waiting for data, {rest} left"
         )
-        self._began, self._steps, self._waited = now, 0, 0.0
-        return text
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -170,8 +170,8 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
 
     Args:
       config: ``learning_rate``, the peak; ``warmup``, the share of training in which it rises from
-        half of that; ``drops``, the shares at which it is multiplied by ``drop_factor``, or empty
-        for a cosine to 0.
+        ``warmup_from`` of that; ``drops``, the shares at which it is multiplied by ``drop_factor``,
+        or empty for a cosine to 0.
       steps: length of the training in updates.
 
     Returns:
@@ -194,4 +194,6 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
         main = optax.piecewise_constant_schedule(peak, drops)
     if not warmup:
         return main
-    return optax.join_schedules([optax.linear_schedule(peak / 2, peak, warmup), main], [warmup])
+    return optax.join_schedules(
+        [optax.linear_schedule(config["warmup_from"] * peak, peak, warmup), main], [warmup]
+    )

@@ -2,8 +2,8 @@
 
 Reading, decoding and cropping run in threads or in worker processes. Batches are uint8, a quarter
 of the bytes of floats, and are normalised on the device. Batch n is a pure function of seed and n:
-so there is no state to save, and a run that goes on, on as many processes, sees exactly the images
-that it would have seen.
+so there is no state to save, and a run that goes on, on any number of processes, sees exactly the
+images that it would have seen.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import functools
 import io
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -70,12 +71,13 @@ class Stream:
         """
         if batch_size > len(self):
             raise ValueError(f"`batch_size` must be at most {len(self)}, got {batch_size}")
-        images = self._own().seed(seed).shuffle().repeat()
+        images = grain.MapDataset.source(self.source).seed(seed).shuffle().repeat()
         if augment:
             images = images.random_map(functools.partial(random_box, size=self.size))
         else:
             images = images.map(self._look)
-        yield from self._read(images.batch(share(batch_size), drop_remainder=True)[start:])
+        own = _own(images).batch(share(batch_size), drop_remainder=True)
+        yield from self._read(own[start:])
 
     def whole(self, batch_size: int) -> Iterator[Batch]:
         """All images once, in batches of one shape, as many on each process.
@@ -90,7 +92,8 @@ class Stream:
           ValueError: if a batch does not divide by the processes.
         """
         each = share(batch_size)
-        read = self._read(self._own().map(self._look).batch(each))
+        images = grain.MapDataset.source(self.source)
+        read = self._read(_own(images).map(self._look).batch(each))
         none = {"image": np.zeros((0, *self.shape), np.uint8), "label": np.zeros(0, np.int32)}
         for _ in range(math.ceil(math.ceil(len(self) / jax.process_count()) / each)):
             yield filled(next(read, none), each)
@@ -99,18 +102,25 @@ class Stream:
     def _look(self) -> Callable[[Any], Batch]:
         return functools.partial(central_box, size=self.size)
 
-    def _own(self) -> grain.MapDataset:
-        """Every n-th image, of n processes."""
-        return grain.MapDataset.source(self.source)[jax.process_index() :: jax.process_count()]
-
     def _read(self, batches: grain.MapDataset) -> Iterator[Batch]:
         threads = 1 if self.workers else _THREADS
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         read = batches.to_iter_dataset(options)
         if self.workers:
             workers = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=1)
-            read = read.mp_prefetch(workers)
+            read = read.mp_prefetch(workers, worker_init_fn=_stay)
         yield from read
+
+
+def _own(images: grain.MapDataset) -> grain.MapDataset:
+    """Every n-th image, of n processes."""
+    return images[jax.process_index() :: jax.process_count()]
+
+
+def _stay(worker: int, workers: int) -> None:
+    """A worker lives as long as the run, which saves on SIGTERM; clusters send it to all alike."""
+    del worker, workers
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def central_box(example: Any, size: int) -> Batch:

@@ -73,19 +73,23 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       What `measures.result` measures on the final params.
 
     Raises:
-      ValueError: if evaluations would fall between two rows of metrics, the work directory holds a
-        run of another config, or replicas have other masks than each other.
+      ValueError: if evaluations would fall between two rows of metrics, a batch does not fit the
+        devices, the work directory holds a run of another config, or replicas have other masks than
+        each other.
       SystemExit: after SIGTERM, once the state is saved.
     """
     if config.evaluate_every % config.log_every:
         expected = f"be a multiple of log_every, {config.log_every}"
         raise ValueError(f"`evaluate_every` must {expected}, got {config.evaluate_every}")
+    layout = layouts.of(config.mesh)
+    if config.batch_size % (devices := layout.devices * jax.process_count()):
+        expected = f"be a multiple of the {devices} devices along the batch"
+        raise ValueError(f"`batch_size` must {expected}, got {config.batch_size}")
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         own = workdir
         if jax.process_index() > 0:
             own = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        layout = layouts.of(config.mesh)
         images, test = (
             data.opened(config.data, split) for split in (config.train_split, config.test_split)
         )
@@ -93,9 +97,12 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         tx = optimizers.build(config, channels.choice(config, model, images.shape, workdir))
         state = training.create(model, tx, images, config.seed, training.recipe_of(config))
         step = cut_steps.step_of(config, model, images.shape, layout)
-        stack.enter_context(layout.within())
         run = Run(config, workdir, own, layout, model, step, images, test)
-        return finished(run, trained(run, state))
+        with layout.within():
+            there = trained(run, state)
+            accuracies = measures.accuracies(there, test, layout)
+            state = layouts.gathered(layout.one(there)).replace(apply_fn=state.apply_fn)
+        return finished(run, state, accuracies)
 
 
 def trained(run: Run, state: training.State) -> training.State:
@@ -110,6 +117,7 @@ def trained(run: Run, state: training.State) -> training.State:
     """
     config, layout = run.config, run.layout
     with checkpoints.manager(run.workdir) as manager, preemption.Preemption() as preempted:
+        state = state.replace(apply_fn=layout.seen(state.apply_fn))
         state, window = checkpoints.restore(manager, layout.one(layout.placed(state)), config)
         start, state = int(state.step), layout.placed(state)
         log = logs.Log(run.logs / "metrics.jsonl", after=start, tensorboard=config.tensorboard)
@@ -126,7 +134,7 @@ def trained(run: Run, state: training.State) -> training.State:
             if step == 1:  # before there is a checkpoint
                 plots.keep_first_mask(run.logs, layout.one(state.opt_state))
             if step % config.log_every == 0 or last:
-                opt_state = layout.one(state.opt_state)
+                opt_state, at_pace = layout.one(state.opt_state), pace.tell(config.steps - step)
                 row = measures.mean(window) | {"sparsity": states.sparsity(opt_state)}
                 if step % config.evaluate_every == 0 or last:
                     row["test_accuracy"] = measures.accuracy(state, run.test, layout)
@@ -134,12 +142,14 @@ def trained(run: Run, state: training.State) -> training.State:
                 log.write(step, **row, **states.learned(opt_state))
                 layers.write(step, **states.densities(opt_state))
                 told = [f"{name} {value:.3f}" for name, value in row.items()]
-                progress.tell(", ".join([*told, pace.tell(config.steps - step)]))
+                progress.tell(", ".join([*told, at_pace]))
                 window = []
             asked = preempted.at(step) and not last
             if step % config.checkpoint_every == 0 or last or asked:
                 window = measures.fetched(window)
                 checkpoints.save(manager, layout.one(state), config, window)
+            if step % config.log_every == 0:
+                pace.begin()
             if asked:
                 break
         for file in (log, layers, progress):
@@ -152,22 +162,21 @@ def trained(run: Run, state: training.State) -> training.State:
 
 def _check_replicas(layout: layouts.Layout, opt_state: Any) -> None:
     """Of replicas that each hold a state; a sharded one is one."""
-    if layout.axis and states.is_pruned(layout.one(opt_state)):
+    if layout.axis and states.is_pruned(opt_state):
         jaxprune.check_replicas(layout.compiled(jaxprune.mask_digest)(opt_state))
 
 
-def finished(run: Run, state: training.State) -> dict[str, Any]:
+def finished(run: Run, state: training.State, accuracies: dict[str, float]) -> dict[str, Any]:
     """What a run has come to, written and drawn.
 
     Args:
       run: what stands.
-      state: after all updates.
+      state: after all updates, whole on one device of each process.
+      accuracies: on the test images.
 
     Returns:
       What is written.
     """
-    accuracies = measures.accuracies(state, run.test, run.layout)
-    state = layouts.gathered(run.layout.one(state))
     result, small = measures.result(state, run.config, accuracies), None
     if run.config.channels and states.is_pruned(state.opt_state):
         of_cut, small = channels.of_cut(run.model, state, run.test)
@@ -175,9 +184,9 @@ def finished(run: Run, state: training.State) -> dict[str, Any]:
         if isinstance(run.step, cut_steps.CutSteps):
             result["training_time"] = run.step.told()
     if jax.process_index() == 0:
+        (run.logs / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         if small is not None:
             channels.write(small, run.test, run.logs)
-        (run.logs / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         plots.of_run(run.logs, run.config, result, state.opt_state)
     return result
 
@@ -207,6 +216,9 @@ def main(argv: list[str]) -> None:
     """Run the experiment of the command line."""
     del argv
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file
+    if "://" in flags.FLAGS.workdir:
+        expected = "be a folder of this machine's, that all hosts see"
+        raise ValueError(f"`--workdir` must {expected}, got {flags.FLAGS.workdir}: mount it")
     joined(flags.FLAGS.distributed)
     result = train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir))
     what = "channels" if "parameters" in result else "prunable weights"

@@ -1,5 +1,6 @@
 """ImageNet's recipes through the whole pipeline, on random images of TFDS's mock."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ import jaxprune
 from experiments import (
     channels,
     checkpoints,
+    cut_steps,
     data,
     layouts,
     logs,
@@ -239,3 +241,22 @@ def test_a_config_says_what_it_is_and_builds_every_method(module: Any) -> None:
         tx = optimizers.build(module.get_config(variant))
         found = jaxprune.describe(jax.eval_shape(tx.init, params))
         assert found["method"].endswith(imagenet.VARIANTS[variant][0])
+    for variant, (_, _, of_channels) in imagenet.VARIANTS.items():
+        if of_channels:
+            choice = channels.choice(module.get_config(variant), model, (224, 224, 3))
+            assert choice is not None and len(choice.groups) > 10
+            refused = (module, variant) == (vit_s16_imagenet, "slimming")
+            told = pytest.raises(ValueError, match="must have norms whose scales tell")
+            with told if refused else contextlib.nullcontext():
+                optimizers.build(module.get_config(variant), choice)
+
+
+def test_cut_steps_smooth_labels_too() -> None:
+    config = small("filter_attention", cut_steps=True, model={"dtype": "float32"})
+    losses = []
+    for cut in (True, False):
+        config.cut_steps = cut
+        run, state = started(config, pathlib.Path())
+        step = cut_steps.step_of(config, run.model, (32, 32, 3))
+        losses.append(float(step(state, next(run.train.batches(8, seed=0)))[1]["loss"]))
+    np.testing.assert_allclose(*losses, rtol=1e-5)

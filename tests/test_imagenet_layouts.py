@@ -11,6 +11,7 @@ from test_imagenet import mocked, same_bits, small, started
 
 import jaxprune
 from experiments import layouts, measures, train, training
+from jaxprune import trees
 
 pytestmark = [
     pytest.mark.usefixtures("standard_promotion", "mocked"),
@@ -35,12 +36,13 @@ def run(variant: str, mesh: Any, workdir: pathlib.Path) -> tuple[train.Run, Any,
     # In float32: of bfloat16 the sums over devices differ by more than masks can bear.
     config = small(variant, mesh=mesh, model={"dtype": "float32"})
     of, state = started(config, workdir)
-    before = training.train_step._cache_size()
+    step: Any = training.train_step
+    before = step._cache_size()
     with of.layout.within():
         state = train.trained(of, state)
         found = measures.accuracies(state, of.test, of.layout)
         if not of.layout.axis:
-            assert training.train_step._cache_size() == before + 1  # with its refreshes
+            assert step._cache_size() == before + 1  # with its refreshes
         masks = jaxprune.masks_by_path(of.layout.one(state.opt_state))
     return of, state, found | {path: np.asarray(mask) for path, mask in masks.items()}
 
@@ -54,11 +56,19 @@ def test_masks_and_accuracy_are_those_of_one_device(
     assert found.keys() == alone.keys() and found.pop("accuracy") == alone.pop("accuracy")
     for path, mask in found.items():
         np.testing.assert_array_equal(mask, alone[path])
-    for path, mask in jaxprune.masks_by_path(state.opt_state).items():
-        if path in (params := dict(jax.tree_util.tree_leaves_with_path(state.params))):
-            assert mask.sharding.spec == params[path].sharding.spec
+    params = trees.by_path(state.params)
+    for path, mask in trees.by_path(jaxprune.get_masks(state.opt_state)).items():
+        if path in params:  # masks of channels lie everywhere
+            assert mask.sharding.is_equivalent_to(params[path].sharding, mask.ndim)
     with of.layout.within():
         jaxprune.verify(state.params, state.opt_state)
+
+
+def test_a_cut_network_is_written_at_the_end_of_a_run_on_many(tmp_path: pathlib.Path) -> None:
+    """With every device along the data, as ImageNet's recipes have it."""
+    config = small("filter_attention", mesh={"data": -1}, steps=4, evaluate_every=3)
+    result = train.train(config, tmp_path)
+    assert result["inference_flops"] <= 0.5 and (tmp_path / "cut.jax_export").exists()
 
 
 def test_replicas_agree_and_a_forgotten_mean_is_told(
@@ -88,7 +98,7 @@ def test_no_step_gathers_more_than_the_dense_one_does(tmp_path: pathlib.Path) ->
             batch = of.layout.batch(next(of.train.batches(8, seed=0)))
             text = str(of.step.lower(state, batch).compile().as_text())
         sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in _GATHERED.findall(text)]
-        return sum(size >= 256 for size in sizes)
+        return sum(int(size) >= 256 for size in sizes)
 
     assert gathers("magnitude_attention", {"data": 8}) == 0
     assert gathers("magnitude_attention", SPLIT) <= gathers("dense", SPLIT)
@@ -105,8 +115,30 @@ _GATHERED = re.compile(r"= [a-z0-9]+\[([\d,]+)\]\S* all-gather")
         ({"data": 2, "fsdp": 2, "mode": "pmap"}, "pmap with data alone"),
         ({"data": 2, "mode": "magic"}, "have as mode one of auto, explicit"),
     ],
+    ids=str,
 )
 def test_a_mesh_that_does_not_fit_gets_one_sentence(mesh: Any, told: str) -> None:
     whole = {"data": 1, "fsdp": 1, "tensor": 1, "mode": "auto"} | mesh
     with pytest.raises(ValueError, match=rf"`config.mesh` must .*{told}"):
         layouts.of(whole)
+
+
+def test_a_batch_that_does_not_fit_the_devices_gets_one_sentence(tmp_path: pathlib.Path) -> None:
+    config = small("dense", mesh={"data": 8}, batch_size=12)
+    with pytest.raises(ValueError, match="`batch_size` must be a multiple of the 8 devices"):
+        train.train(config, tmp_path)
+
+
+def test_a_tensor_axis_across_processes_is_refused(monkeypatch: Any) -> None:
+    """They would bring other images for one place."""
+
+    class Device:
+        def __init__(self, number: int) -> None:
+            self.process_index = number // 4
+
+    class Mesh:
+        devices = np.array([Device(n) for n in range(8)]).reshape(1, 1, 8)
+
+    monkeypatch.setattr(jax, "make_mesh", lambda *args, **options: Mesh)
+    with pytest.raises(ValueError, match="have a tensor axis that lies within each process"):
+        layouts.of({"data": 1, "fsdp": 1, "tensor": 8, "mode": "auto"})

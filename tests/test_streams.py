@@ -2,6 +2,10 @@
 
 import io
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +15,8 @@ from absl import flags
 from PIL import Image
 
 from experiments import bench_input, data, streams
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
@@ -77,17 +83,76 @@ def test_whole_shows_every_image_once_on_all_processes_together(monkeypatch, cou
     assert len(lengths) == 1
 
 
-def test_processes_share_an_epoch(monkeypatch):
+def shown(batches):
+    """The images of several batches and their labels, in any order."""
+    pairs = [pair for b in batches for pair in zip(b["label"], b["image"], strict=True)]
+    return sorted((int(label), image.tobytes()) for label, image in pairs)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_batch_is_the_same_images_on_any_number_of_processes(monkeypatch, augment):
+    """And the same crops: each image draws its own, wherever it is read."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
+    stream = streams.Stream([{"image": x, "label": k} for k, x in enumerate(images)], 8, size=4)
+    found = {}
+    for processes in (1, 2, 4):
+        monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
+        parts = []
+        for rank in range(processes):
+            monkeypatch.setattr(jax, "process_index", lambda rank=rank: rank)
+            read = stream.batches(4, seed=0, augment=augment)
+            parts.append(list(itertools.islice(read, 3)))
+            assert all(len(batch["label"]) == 4 // processes for batch in parts[-1])
+        found[processes] = [
+            sorted(
+                (int(k), x.tobytes())
+                for b in each
+                for k, x in zip(b["label"], b["image"], strict=True)
+            )
+            for each in zip(*parts, strict=True)
+        ]
+    assert found[1] == found[2] == found[4]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    stream, seen = streams.Stream(source(8), 8, size=4), []
-    for rank in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda rank=rank: rank)
-        for batch in itertools.islice(stream.batches(4, seed=0, augment=True), 2):
-            assert len(batch["label"]) == 2
-            seen += batch["label"].tolist()
-    assert sorted(seen) == list(range(8))
     with pytest.raises(ValueError, match="`batch_size` must be a multiple of the 2 processes"):
         next(stream.batches(3, seed=0))
+
+
+WORKERS = """
+import os, signal, sys
+import numpy as np
+from absl import app
+from experiments import streams
+
+def main(argv):
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+    source = [{"image": np.zeros((8, 8, 3), np.uint8), "label": n} for n in range(16)]
+    read = streams.Stream(source, 16, size=4, workers=2).batches(4, seed=0)
+    next(read), next(read)  # one of each worker
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+    print(sum(len(next(read)["label"]) for _ in range(20)), flush=True)
+
+if __name__ == "__main__":
+    app.run(main)
+"""
+
+
+def test_workers_outlive_a_sigterm_that_all_processes_get_and_end_with_the_run(tmp_path):
+    """As clusters send it: the run saves, and needs its images until then."""
+    program = tmp_path / "program.py"  # worker processes import it
+    program.write_text(WORKERS)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["asked", "80"]
 
 
 def test_a_batch_larger_than_the_split_is_an_error():

@@ -275,12 +275,13 @@ def sgd(rate: float, decay: float, **values: Any) -> dict[str, Any]:
     Returns:
       What configs have as ``optimizer``.
     """
-    schedule = {"warmup": 0.0, "drops": (), "drop_factor": 0.1, "decayed": ""} | values
+    schedule = {"warmup": 0.0, "warmup_from": 0.5, "drops": (), "drop_factor": 0.1} | values
     return {
         "name": "sgd",
         "learning_rate": rate,
         "momentum": 0.9,
         "weight_decay": decay,
+        "decayed": "",
         **schedule,
     }
 

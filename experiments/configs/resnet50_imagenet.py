@@ -2,9 +2,9 @@
 
 Papers: those of the methods; Goyal et al., 2017, https://arxiv.org/abs/1706.02677, for the recipe:
     0.1 for 256 images, in proportion to the batch, five epochs of warm-up, decay 1e-4, not of norms
-    and biases. Ours: one cosine, labels smoothed by 0.1, the values of the methods.
+    and biases. Ours: a warm-up from 0, one cosine, labels smoothed by 0.1, the methods' values.
 Data: ImageNet as array_record files in TFDS's data directory; the README says how to prepare them.
-Command: python -m experiments.train --workdir gs://... or a folder that all hosts see
+Command: python -m experiments.train --workdir a folder that all hosts see
     --config experiments/configs/resnet50_imagenet.py:magnitude_attention
     --config.method.sparsity=0.9 --config.batch_size=4096 --distributed auto
 Hardware and time: any number of devices, all along the data by default; not measured here.
@@ -24,5 +24,5 @@ def get_config(method: str = "") -> ConfigDict:
         method,
         epochs=100,
         model={"name": "resnet50", "stages": (3, 4, 6, 3), "width": 64, "dtype": "bfloat16"},
-        optimizer=common.sgd(0.1, 1e-4, warmup=0.05, decayed="kernel"),
+        optimizer=common.sgd(0.1, 1e-4, warmup=0.05, warmup_from=0.0, decayed="kernel"),
     )
