@@ -65,8 +65,8 @@ def network_and_data(config: Any) -> str:
 
     Examples:
       >>> from experiments import plots
-      >>> from experiments.configs import common
-      >>> plots.network_and_data(common.cifar_wide_resnet("dense"))
+      >>> from experiments.configs import cifar
+      >>> plots.network_and_data(cifar.wide_resnet("dense"))
       'wide_resnet-28-2 on cifar10'
     """
     model = config["model"]

@@ -116,13 +116,17 @@ def trained(run: Run, state: training.State) -> training.State:
       The state.
     """
     config, layout = run.config, run.layout
-    with checkpoints.manager(run.workdir) as manager, preemption.Preemption() as preempted:
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(checkpoints.manager(run.workdir))
+        preempted = stack.enter_context(preemption.Preemption())
         state = state.replace(apply_fn=layout.seen(state.apply_fn))
         state, window = checkpoints.restore(manager, layout.one(layout.placed(state)), config)
         start, state = int(state.step), layout.placed(state)
         log = logs.Log(run.logs / "metrics.jsonl", after=start, tensorboard=config.tensorboard)
         layers = logs.Log(run.logs / "layers.jsonl", after=start)
         progress, pace = logs.Progress(config.steps, "step", start), logs.Pace(config.batch_size)
+        for file in (log, layers, progress):
+            stack.callback(file.close)
         batches = run.train.batches(
             config.batch_size, seed=config.seed, start=start, augment=config.augment
         )
@@ -152,8 +156,6 @@ def trained(run: Run, state: training.State) -> training.State:
                 pace.begin()
             if asked:
                 break
-        for file in (log, layers, progress):
-            file.close()
     if (done := int(layout.one(state.step))) < config.steps:
         print(f"Saved after step {done} and ended, as SIGTERM asks; the same command goes on.")
         raise SystemExit(0)

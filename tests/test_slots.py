@@ -144,6 +144,7 @@ def test_memory_at_the_paths_of_the_parameters_is_taken(name: str, optimizer: st
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_optimizers_of_the_experiments_can_grow(name: str, optimizer: str) -> None:
     options = {"name": optimizer, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+    options |= {"decayed": "", "warmup_from": 0.5}
     config = {"optimizer": {**options, "warmup": 0.1, "drops": ()}, "steps": 100}
     state = GROWING[name](theirs(optimizers.inner(config))).init(tiny.params())
     assert int(state.prune_count) == 0
