@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -41,6 +42,7 @@ pytestmark = [
 ]
 
 STEPS, STOPPED = 8, 4
+_SORTED = re.compile(r"stablehlo\.sort.*?\}\) : \(tensor<([\dx]*)x", re.DOTALL)
 PERIODS = {"every": 2, "measure_steps": 1, "improve_steps": 1, "explore_steps": 1}
 
 
@@ -117,8 +119,8 @@ def test_every_method_trains_ends_on_sigterm_and_goes_on_to_the_same_bits(
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [3, 6, 8]
     exported = export.export(run.step, platforms=("tpu", "cuda"))(found, next(run.test.whole(8)))
     assert exported.platforms == ("tpu", "cuda")
-    if not run.config.channels:  # of which a few numbers are sorted
-        assert "stablehlo.sort" not in exported.mlir_module()
+    shapes = _SORTED.findall(exported.mlir_module())  # a sample of the scores, at most
+    assert all(np.prod([int(n) for n in dims.split("x")]) <= 2**15 for dims in shapes)
     result = measures.result(found, run.config, measures.accuracies(found, run.test))
     assert {"accuracy", "ema_accuracy"} <= {*result}
     if variant == "dense":
@@ -152,7 +154,7 @@ def test_what_decays_are_kernels() -> None:
     config = small("dense", steps=100)
     params = {"conv": {"kernel": np.ones((2, 2))}, "norm": {"scale": np.ones(2)}}
     for name in ("sgd", "adamw"):
-        config.optimizer.name = name
+        config.optimizer.update({"name": name, "warmup": 0.0})
         tx = optimizers.inner(config)
         zeros = jax.tree.map(np.zeros_like, params)
         updates, _ = tx.update(zeros, tx.init(params), params)
