@@ -28,7 +28,7 @@ def toy() -> data.Dataset:
 def glyph_resnet(name: str, **values: Any) -> Any:
     config: Any = of_channels.glyphs_resnet_channels(name, **values)
     config.model.width, config.model.stem, config.model.blocks = 8, 4, 1
-    config.optimizer.learning_rate, config.steps = 0.05, 24
+    config.optimizer.learning_rate, config.steps, config.label_smoothing = 0.05, 24, 0.1
     config.channels.round_to, config.channels.min_keep = 1, 1
     return config
 
@@ -36,7 +36,7 @@ def glyph_resnet(name: str, **values: Any) -> Any:
 def begun(config: Any) -> tuple[Any, training.State, Iterator[data.Batch]]:
     model = models.build(config.model, 10)
     tx = optimizers.build(config, channels.choice(config, model, SHAPE))
-    state = training.create(model, tx, toy(), seed=0)
+    state = training.create(model, tx, toy(), 0, training.recipe_of(config))
     return model, state, toy().batches(16, seed=0)
 
 

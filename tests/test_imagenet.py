@@ -21,7 +21,6 @@ import jaxprune
 from experiments import (
     channels,
     checkpoints,
-    cut_steps,
     data,
     layouts,
     logs,
@@ -242,14 +241,3 @@ def test_a_config_says_what_it_is_and_builds_every_method(module: Any) -> None:
             told = pytest.raises(ValueError, match="must have norms whose scales tell")
             with told if refused else contextlib.nullcontext():
                 optimizers.build(module.get_config(variant), choice)
-
-
-def test_cut_steps_smooth_labels_too() -> None:
-    config = small("filter_attention", cut_steps=True, model={"dtype": "float32"})
-    losses = []
-    for cut in (True, False):
-        config.cut_steps = cut
-        run, state = started(config, pathlib.Path())
-        step = cut_steps.step_of(config, run.model, (32, 32, 3))
-        losses.append(float(step(state, next(run.train.batches(8, seed=0)))[1]["loss"]))
-    np.testing.assert_allclose(*losses, rtol=1e-5)
