@@ -15,7 +15,7 @@ _SIZE = (500, 375)
 
 
 def jpegs() -> list[bytes]:
-    """Images of a usual size in pixels and in bytes, about 110 kB: blurred noise, and grain."""
+    """Images of a usual size in pixels and in bytes, 65 kB: blurred noise, and grain."""
     rng, found = np.random.default_rng(0), []
     for _ in range(_IMAGES):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
