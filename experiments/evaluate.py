@@ -13,17 +13,17 @@ from ml_collections import ConfigDict
 from experiments import channels, checkpoints, data, measures, models, optimizers, training
 
 
-def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
-    """Measures the newest checkpoint on the test images; its config lies beside it.
+def restored(workdir: pathlib.Path) -> tuple[Any, data.Images, training.State]:
+    """The newest checkpoint of a work directory, on one device; its config lies beside it.
 
     Args:
       workdir: the work directory.
 
     Returns:
-      What `measures.result` measures.
+      The config, the test images and the state.
 
     Raises:
-      ValueError: if there is no checkpoint, or its params are not the network its masks say.
+      ValueError: if there is no checkpoint.
     """
     with checkpoints.manager(workdir) as manager:
         if manager.latest_step() is None:
@@ -34,7 +34,22 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
         choice = channels.choice(config, model, test.shape, workdir)
         tx = optimizers.build(config, choice)
         fresh = training.create(model, tx, test, config.seed, training.recipe_of(config))
-        state, _ = checkpoints.restore(manager, fresh, config)
+        return config, test, checkpoints.restore(manager, fresh, config)[0]
+
+
+def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
+    """Measures the newest checkpoint on the test images.
+
+    Args:
+      workdir: the work directory.
+
+    Returns:
+      What `measures.result` measures.
+
+    Raises:
+      ValueError: if there is no checkpoint, or its params are not the network its masks say.
+    """
+    config, test, state = restored(workdir)
     return measures.result(state, config, measures.accuracies(state, test))
 
 

@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 import jaxprune
-from experiments import checkpoints, data, models, optimizers, train, training
+from experiments import evaluate, train
 
 # The recipes are user code, under JAX's own rules; orbax and Flax do not keep the strict ones.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -97,18 +96,8 @@ def asked_to_end(workdir: pathlib.Path, running: Sequence[subprocess.Popen]) -> 
         process.send_signal(signal.SIGTERM)
 
 
-def restored(workdir: pathlib.Path) -> training.State:
-    """The newest checkpoint, on one device of this process: another mesh than it was saved on."""
-    with checkpoints.manager(workdir) as manager:
-        config: Any = ConfigDict(checkpoints.saved_rules(manager)["config"])
-        test = data.load(config.data, config.test_split)
-        model, tx = models.build(config.model, test.classes), optimizers.build(config)
-        fresh = training.create(model, tx, test, config.seed, training.recipe_of(config))
-        return checkpoints.restore(manager, fresh, config)[0]
-
-
 def masks_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    state = restored(workdir)
+    _, _, state = evaluate.restored(workdir)  # on another mesh than it was saved on
     assert int(state.step) == STEPS
     jaxprune.verify(state.params, state.opt_state)
     masks = jaxprune.masks_by_path(state.opt_state)
@@ -155,9 +144,8 @@ def test_two_processes_one_killed_go_on_to_the_same_bits(
     assert "images/s" in results[0][1] and "images/s" not in results[1][1]  # one process speaks
     for name in ("metrics.jsonl", "layers.jsonl"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
-    for one, other in zip(
-        jax.tree.leaves(restored(whole)), jax.tree.leaves(restored(parts)), strict=True
-    ):
+    ends = [jax.tree.leaves(evaluate.restored(workdir)[2]) for workdir in (whole, parts)]
+    for one, other in zip(*ends, strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
     same_masks(whole, alone)
     assert json.loads((whole / "result.json").read_text())["steps"] == STEPS
