@@ -1,19 +1,24 @@
-"""What XLA:CPU has to be told, lest it copies parameters: the order of readers and writers.
+"""What XLA has to be told, lest it copies parameters: the order of readers and writers.
 
-An array that a step donates is overwritten in place only where XLA can see that all who read it
-have done so before. It does not look for such an order; where none follows from the data, it copies
-the array, in every step. A *fence* makes one follow: what overwrites depends on one number of what
-was read, through a comparison that always holds and that XLA cannot see through. Three are needed:
+On a CPU an array that a step donates is overwritten in place only where XLA can see that all who
+read it have done so before. It does not look for such an order; where none follows from the data,
+it copies the array, in every step. A *fence* makes one follow: what overwrites depends on one
+number of what was read, through a comparison that always holds and that XLA cannot see through.
+Three are needed:
 
 - `read_before`: new weights are written over the old ones after something else has read these;
 - `known_after`: a conditional that writes new masks over the old ones begins after the weights
   that were computed from the old ones;
 - `overwritten_after`: inside it, new masks are written after all that compares them with the old.
 
+For a TPU XLA looks for an order itself: `read_before` is nothing there, and `known_after` a
+barrier. But it moves operations that follow a conditional into its branches, and then both write
+what these compute, 4 bytes an entry where a mask has 1: behind `either` they stay where they are.
+
 And masks cut by bits (`cut`): exact, whatever stood there, and faster than a select.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +26,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.numbers import is_traced
 from jaxprune.selection.counting import count_true
+
+
+def either(flag: jax.Array, change: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    """One of two trees; nothing that is computed from it moves into the branches.
+
+    Args:
+      flag: a bool scalar. One that is known is no branch: outside jit a conditional would be
+        compiled anew in every step.
+      change: returns the tree if it is True.
+      keep: if it is False; what it passes on as it is, XLA leaves in place.
+
+    Returns:
+      What the one returned.
+    """
+    if not is_traced(flag):
+        return change() if flag else keep()
+    return lax.optimization_barrier(lax.cond(flag, change, keep))
 
 
 def read_before(written: Any, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -51,7 +74,7 @@ def known_after(flag: jax.Array, computed: Any) -> jax.Array:
       The flag.
     """
     done = _computed(computed)
-    return flag if done is None else flag & done
+    return lax.optimization_barrier((flag, computed))[0] if done is None else flag & done
 
 
 def _computed(arrays: Any) -> jax.Array | None:

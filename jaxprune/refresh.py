@@ -5,15 +5,13 @@ then leaves in place.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import slots
-from jaxprune.fences import known_after, overwritten_after
-from jaxprune.numbers import is_traced
+from jaxprune.fences import either, known_after, overwritten_after
 from jaxprune.selection import any_nan
 from jaxprune.spec import Parts
 from jaxprune.starts import started
@@ -68,16 +66,9 @@ def refresh(
         slots=slots,
         skipped=skipped,
     )
-    new = _if(due, lambda: _change(parts, s._replace(step=age), held, whens), lambda: held)
+    new = either(due, lambda: _change(parts, s._replace(step=age), held, whens), lambda: held)
     s = s._replace(mask=new.mask, dense={**s.dense, **new.dense})
     return s._replace(memory=new.memory if renews else s.memory), new.slots, new.skipped
-
-
-def _if(due: jax.Array, change: Callable[[], Any], keep: Callable[[], Any]) -> Any:
-    """One of two; outside jit a conditional would be compiled anew in every step."""
-    if is_traced(due):
-        return jax.lax.cond(due, change, keep)
-    return change() if due else keep()
 
 
 def _change(parts: Parts, s: Signals, held: Held, whens: list[jax.Array]) -> Held:
@@ -90,7 +81,7 @@ def _change(parts: Parts, s: Signals, held: Held, whens: list[jax.Array]) -> Hel
     s, failed = s._replace(mask=old), any_nan([Ranked(x) for x in jax.tree.leaves(s.learned)])
     for due, update in zip(whens, parts.mask_updates, strict=True):
         stays = functools.partial(Chosen, dict(s.mask), jnp.zeros((), bool))
-        new = _if(due, functools.partial(changed, update, readable(parts, s)), stays)
+        new = either(due, functools.partial(changed, update, readable(parts, s)), stays)
         s, failed = s._replace(mask=new.masks), failed | new.nan
     s = s._replace(mask={x: jnp.where(failed, old[x], m) for x, m in s.mask.items()})
     begin, grown = _beginning(parts, before, s), _grown(parts, before, s)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.numbers import is_traced
+from jaxprune.fences import either
 from jaxprune.spec import Parts, Spec
 from jaxprune.types import Leaves, Signals, wrong
 
@@ -66,10 +66,8 @@ def _loaded(first: jax.Array, weights: Leaves, copies: Leaves) -> Leaves:
         wide = {path: weights[path].astype(copy.dtype) for path, copy in copies.items()}
         return {path: jnp.where(first, wide[path], copy) for path, copy in copies.items()}
 
-    if not is_traced(first):
-        return loaded() if first else copies
     # As a `where` it would be one more pass over the weights in every step.
-    return jax.lax.cond(first, loaded, lambda: dict(copies))
+    return either(first, loaded, lambda: dict(copies))
 
 
 def signals_of(state: PruneState, weights: Leaves, grads: Leaves | None = None) -> Signals:

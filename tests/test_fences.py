@@ -1,5 +1,7 @@
 """Fences change no bit, inside and outside of jit, and masks cut exactly by bits."""
 
+import functools
+import re
 from typing import Any
 
 import jax
@@ -84,6 +86,27 @@ def test_what_is_exported_for_other_devices_has_no_fence() -> None:
     assert shifts == {("cpu",): True, ("tpu",): False, ("cuda",): False, ("tpu", "cuda"): False}
     compiled = str(jax.jit(ordered).lower(x).compile().as_text())
     assert "conditional" not in compiled  # nothing is decided when it runs
+
+
+def test_what_follows_a_choice_stays_behind_it() -> None:
+    """XLA for a TPU would compute it in both branches, and write it to memory."""
+
+    def chosen(flag: Any, x: jax.Array) -> jax.Array:
+        return -fences.either(flag, lambda: x + 1, lambda: x)
+
+    for flag in (True, False):
+        outcome = -1 - np.arange(4.0) if flag else -np.arange(4.0)
+        for choose in (chosen, jax.jit(chosen)):
+            np.testing.assert_array_equal(choose(jnp.asarray(flag), jnp.arange(4.0)), outcome)
+        known = export.export(jax.jit(functools.partial(chosen, flag)), platforms=["tpu"])
+        assert "case" not in known(jnp.arange(4.0)).mlir_module()  # outside of jit, no branch
+    traced = export.export(jax.jit(chosen), platforms=["tpu"])
+    order = [
+        word
+        for word in re.findall(r"stablehlo\.(\w+)", traced(True, jnp.arange(4.0)).mlir_module())
+        if word in ("case", "optimization_barrier", "negate")
+    ]
+    assert order == ["case", "optimization_barrier", "negate"]
 
 
 @pytest.mark.several_devices

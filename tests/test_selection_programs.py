@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune.selection import keep_largest
+from jaxprune.selection import count_true, counts_of, keep_largest, largest_of, sum_of
+from jaxprune.selection.counting import _counts_apart
 from jaxprune.types import Ranked
 
 
@@ -53,6 +55,27 @@ def test_temporaries_are_small(variant):
     assert memory.output_size_in_bytes >= size
     assert memory.temp_size_in_bytes <= 0.01 * size + 2**16  # and what small arrays need
     assert largest_array(text, "sort") <= 2**15  # a sample
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_each_platform_counts_in_its_own_way(platform):
+    """XLA for a TPU writes operands of a reduction of several to memory; for a CPU that of one."""
+
+    def counted(x):
+        masks = keep_largest([Ranked(x, True)], [5], [0])[0]
+        return masks, count_true(x > 0), sum_of(x), largest_of(x)
+
+    exported = export.export(jax.jit(counted), platforms=[platform])
+    text = exported(jax.ShapeDtypeStruct((8, 16), jnp.float32)).mlir_module()
+    several = re.findall(r"stablehlo\.reduce\([^)]*\), \(", text)
+    assert len(several) == (0 if platform == "tpu" else 4)  # in a pass, and one each
+    assert len(re.findall(r"stablehlo\.reduce\(", text)) > len(several)
+
+
+def test_counts_are_the_same_in_either_way():
+    hits = [np.arange(6).reshape(2, 3) > limit for limit in (-1, 2, 5)]
+    np.testing.assert_array_equal(counts_of([jnp.asarray(hit) for hit in hits]), [6, 3, 0])
+    np.testing.assert_array_equal(_counts_apart([jnp.asarray(hit) for hit in hits]), [6, 3, 0])
 
 
 SHARDED = {(16, 24): P("x", None), (8, 4, 10): P("x", "y"), (6, 32): P(None, "y"), (7,): P()}

@@ -2,9 +2,12 @@
 
 They are reductions of several operands at once. XLA runs such a reduction as one loop over the
 operands as they lie, sharded or not; a reduction of one operand XLA:CPU cuts in two, and writes
-what it reads to memory for it (4 bytes an entry and operand; ten times slower, measured).
+what it reads to memory for it (4 bytes an entry and operand; ten times slower, measured). For a TPU
+it is the other way round: operands of a reduction of several are written to memory before it (4
+bytes an entry and operand), and reductions of one operand each become one loop.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -17,6 +20,7 @@ _PARTS = 64
 """Parts of a leaf whose type does not say how it is sharded: as many as devices, or these."""
 
 
+@functools.partial(jax.jit, inline=True)
 def counts_of(hits: Sequence[jax.Array]) -> jax.Array:
     """How many entries of each of several bool arrays of one shape are True: ``uint32[T]``.
 
@@ -24,6 +28,14 @@ def counts_of(hits: Sequence[jax.Array]) -> jax.Array:
     """
     if len(hits) == 1:
         return count_true(hits[0]).astype(jnp.uint32)[None]
+    return lax.platform_dependent(list(hits), tpu=_counts_apart, default=_counts_together)
+
+
+def _counts_apart(hits: Sequence[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.sum(hit, dtype=jnp.uint32) for hit in hits])
+
+
+def _counts_together(hits: Sequence[jax.Array]) -> jax.Array:
     if jax.device_count() == 1:
         return jnp.stack(_counts_along(range(hits[0].ndim), hits))
     # Of an axis on several devices XLA reduces one operand by an all-reduce, and gathers several.
@@ -75,15 +87,20 @@ def count_true(hits: jax.Array) -> jax.Array:
     return jnp.minimum(true, np.uint32(hits.size) - false).astype(jnp.int32)
 
 
+@functools.partial(jax.jit, inline=True)
 def sum_of(values: jax.Array) -> jax.Array:
     """The sum of numbers."""
-    total, nan = lax.reduce(
-        (values, jnp.isnan(values)),
-        (np.zeros((), values.dtype), np.bool_(False)),
-        lambda a, b: (a[0] + b[0], a[1] | b[1]),
-        range(values.ndim),
-    )
-    return jnp.where(nan, jnp.asarray(jnp.nan, values.dtype), total)
+
+    def together(values: jax.Array) -> jax.Array:
+        total, nan = lax.reduce(
+            (values, jnp.isnan(values)),
+            (np.zeros((), values.dtype), np.bool_(False)),
+            lambda a, b: (a[0] + b[0], a[1] | b[1]),
+            range(values.ndim),
+        )
+        return jnp.where(nan, jnp.asarray(jnp.nan, values.dtype), total)
+
+    return lax.platform_dependent(values, tpu=jnp.sum, default=together)
 
 
 def sum_to(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -93,13 +110,19 @@ def sum_to(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.sum(values, axis=[a for a, n in enumerate(shape) if n == 1], keepdims=True)
 
 
+@functools.partial(jax.jit, inline=True)
 def largest_of(values: jax.Array) -> jax.Array:
     """The largest of numbers that are 0 or above."""
     zero = np.zeros((), values.dtype)
-    largest, positive = lax.reduce(
-        (values, values > 0),
-        (zero, np.bool_(False)),
-        lambda a, b: (lax.max(a[0], b[0]), a[1] | b[1]),
-        range(values.ndim),
-    )
-    return jnp.where(positive, largest, zero)
+
+    def together(values: jax.Array) -> jax.Array:
+        largest, positive = lax.reduce(
+            (values, values > 0),
+            (zero, np.bool_(False)),
+            lambda a, b: (lax.max(a[0], b[0]), a[1] | b[1]),
+            range(values.ndim),
+        )
+        return jnp.where(positive, largest, zero)
+
+    apart = functools.partial(jnp.max, initial=zero)
+    return lax.platform_dependent(values, tpu=apart, default=together)
