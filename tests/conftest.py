@@ -10,6 +10,8 @@ what they wrap included, under the strict one.
 """
 
 import functools
+import gc
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -21,8 +23,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A ninth of the time less; tests that are about optimized programs say so (`tiny.OPTIMIZED`).
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+# A quarter of the time less; tests that are about optimized programs say so (`tiny.optimized`). The second
+# flag by the version: one that XLA does not know ends the process.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 "
+    + "--xla_cpu_use_fusion_emitters=false "
+    * importlib.metadata.version("jaxlib").startswith("0.10.")
+    + os.environ.get("XLA_FLAGS", "")
+)
 
 import hypothesis
 import jax
@@ -32,6 +40,10 @@ import pytest
 DEVICES = int(os.environ.get("JAXPRUNE_TEST_DEVICES", "1"))
 REPORTS = os.environ.get("JAXPRUNE_TEST_REPORTS")
 CHILD_SECONDS = 1500
+
+# A tenth of the time less: traces make objects by the million, few of them garbage, and jax, too,
+# has something to do at each collection.
+gc.set_threshold(50_000, 10, 10)
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

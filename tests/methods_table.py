@@ -253,7 +253,7 @@ def every_method_with(optimizers: Iterable[str], rest: tuple[str, ...]) -> Any:
 @functools.cache
 def shared(row: Row) -> Loop:
     """One compiled step under adamw, for all the tests that need no other."""
-    return Loop(row(theirs(adamw())), compiler_options=tiny.OPTIMIZED)
+    return Loop(row(theirs(adamw())), compiler_options=tiny.optimized())
 
 
 def begin(row: Row, params: Any = None) -> tuple[Loop, Any, Any]:

@@ -96,7 +96,7 @@ def test_any_surroundings_end_exactly_on_target(row: Row, around: str) -> None:
 
 @every_method_with(CORE, rest=("momentum",))
 def test_bfloat16_params_and_gradients(row: Row, optimizer: str) -> None:
-    options = tiny.OPTIMIZED if optimizer == "adamw" else tiny.quick()
+    options = tiny.optimized() if optimizer == "adamw" else tiny.quick()
     step = Loop(row(theirs(CORE[optimizer]())), compiler_options=options)
     params, _ = train_and_resume(row, step, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiny
 from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -60,7 +61,8 @@ def test_chance_is_drawn_where_leaves_lie(axis_type):
     leaf = jax.device_put(jnp.zeros((128, 800)), place)
     draw = jax.jit(lambda key, leaf: uniform_like(key, "a", leaf), out_shardings=place)
     with jax.set_mesh(mesh):
-        compiled = draw.lower(jax.random.key(3), leaf).compile()
+        lowered = draw.lower(jax.random.key(3), leaf)
+        compiled = lowered.compile(compiler_options=tiny.fused())
         found = compiled(jax.random.key(3), leaf)
     memory = compiled.memory_analysis()
     assert memory is not None

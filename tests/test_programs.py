@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+import tiny
 from methods_table import METHODS, Row, theirs
 
 SHAPES = {"body": {"kernel": (1000, 800), "bias": (800,)}, "head": {"kernel": (800, 400)}}
@@ -35,7 +36,8 @@ def compiled(tx: Any) -> Any:
 
     params = structs()
     state = jax.eval_shape(tx.init, params)
-    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
+    return lowered.compile(compiler_options=tiny.fused())
 
 
 def computations(text: str) -> dict[str, list[str]]:
@@ -94,5 +96,5 @@ def test_a_copy_would_be_found() -> None:
         return new, y + x[::-1]
 
     x = jax.ShapeDtypeStruct((1000, 800), jnp.float32)
-    program = jax.jit(step, donate_argnums=0).lower(x, x).compile()
+    program = jax.jit(step, donate_argnums=0).lower(x, x).compile(compiler_options=tiny.fused())
     assert copies(program.as_text())

@@ -106,7 +106,7 @@ def test_many_random_cases_equal_a_stable_sort(sampled, dtype):
         return found
 
     # Compiling is all it takes, and the options of all programs are tried by the first.
-    options = tiny.OPTIMIZED if sampled and dtype == "float32" else tiny.quick()
+    options = tiny.optimized() if sampled and dtype == "float32" else tiny.quick()
     masks_of = jax.jit(lambda *case: jax.lax.map(one_case, case), compiler_options=options)
     found = masks_of(leaves, chosen, counts)
     for (magnitude, limited, groups), wanted, masks in zip(VARIANTS, counts, found, strict=True):

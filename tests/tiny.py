@@ -102,14 +102,8 @@ class Loop:
         return max(self.jitted._cache_size(), 1)
 
 
-@functools.cache
-def quick() -> dict[str, Any]:
-    """Options of jit for a fifth of the compile time, for programs of which only the trace matters.
-
-    Most of that time XLA:CPU optimizes loops over 72 numbers. It may give an option another name
-    one day: then none is set.
-    """
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of jit, none where XLA has given one of them another name."""
     try:
         jax.jit(lambda: 0, compiler_options=options)()
     except jax.errors.JaxRuntimeError:
@@ -117,8 +111,26 @@ def quick() -> dict[str, Any]:
     return options
 
 
-OPTIMIZED = {"xla_backend_optimization_level": 3}
-"""Options of jit for programs as users have them: `conftest` sets another level for the others."""
+@functools.cache
+def quick() -> dict[str, Any]:
+    """Options of jit for a fifth of the compile time, for programs of which only the trace matters.
+
+    Most of that time XLA:CPU optimizes loops over 72 numbers. `conftest` sets these for all tests
+    where it can.
+    """
+    return _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+
+
+@functools.cache
+def fused() -> dict[str, Any]:
+    """Options of jit for programs whose loops are joined as users have them."""
+    return _known({"xla_cpu_use_fusion_emitters": True})
+
+
+@functools.cache
+def optimized() -> dict[str, Any]:
+    """Options of jit for programs as users have them: `conftest` sets others for the rest."""
+    return {"xla_backend_optimization_level": 3} | fused()
 
 
 def updater(tx: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
