@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,12 +29,6 @@ from experiments import bench
 from jaxprune.selection.keys import order_of
 from jaxprune.selection.search import Search
 from jaxprune.types import Ranked
-
-_NETWORK = flags.DEFINE_enum(
-    "network", "llama_8b", ["resnet50", "vit_l", "llama_8b", "passes"], "Whose params."
-)
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "A slice of a TPU pod, two-dimensional.")
-_METHODS = flags.DEFINE_list("methods", [], "Some of the methods; by default all.")
 
 RAMPED = {"sparsity": 0.9, "ramp": (0, 10_000), "every": 100}
 SWAPPED = {"sparsity": 0.9, "stop": 10_000}
@@ -80,6 +74,9 @@ def _alone(its: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in its.items() if name != "distribution"}
 
 
+NETWORKS = ("resnet50", "vit_l", "llama_8b")
+
+
 class Network(NamedTuple):
     """The params of a network by shape, and what its methods are told.
 
@@ -106,7 +103,7 @@ def network(name: str) -> Network:
 
     Examples:
       >>> {name: sum(map(math.prod, network(name).shapes.values()))
-      ...  for name in ("resnet50", "vit_l", "llama_8b")}
+      ...  for name in NETWORKS}
       {'resnet50': 25557032, 'vit_l': 303300584, 'llama_8b': 8030261248}
     """
     if name == "resnet50":
@@ -310,40 +307,51 @@ def passes(of: Network, together: bool) -> int:
 
 def main(_: Any) -> None:
     """Prints the table."""
-    jax.config.update("jax_num_cpu_devices", 2)  # what is traced beside one device is for one
-    if _NETWORK.value == "passes":
+    chosen = flags.FLAGS
+    if chosen.network == "passes":
+        jax.config.update("jax_num_cpu_devices", 2)  # beside one device the search is another
         print("| network | ranked together | each leaf its own |\n|---|---|---|")
-        for name in ("resnet50", "vit_l", "llama_8b"):
+        for name in NETWORKS:
             both = " | ".join(str(passes(network(name), together)) for together in (True, False))
             print(f"| {name} | {both} |", flush=True)
-        return
+    else:
+        table(chosen.network, chosen.topology, chosen.methods or list(METHODS))
+
+
+def table(name: str, topology: str, methods: Sequence[str]) -> None:
+    """Prints what methods cost a network on a slice of a pod.
+
+    Args:
+      name: of the network.
+      topology: as ``v5e:16x16``.
+      methods: keys of `METHODS`.
+    """
+    jax.config.update("jax_num_cpu_devices", 2)  # what is traced beside one device is for one
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # not on a TPU's host: nobody answers
-    devices = topologies.get_topology_desc(_TOPOLOGY.value, platform="tpu").devices
-    shape = tuple(int(n) for n in _TOPOLOGY.value.split(":")[1].split("x"))
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    shape = tuple(int(n) for n in topology.split(":")[1].split("x"))
     mesh = Mesh(np.asarray(devices).reshape(shape), ("fsdp", "tensor"))
-    of = network(_NETWORK.value)
-    params, inner = placed(of, mesh), optax.adamw(1e-3)
-    print(f"jax {jax.__version__}, {_NETWORK.value}, {len(params)} leaves, {_TOPOLOGY.value}")
+    of, inner = network(name), optax.adamw(1e-3)
+    params = placed(of, mesh)
+    print(f"jax {jax.__version__}, {name}, {len(params)} leaves, {topology}")
     print(
         "| method | state beside the optimizer's | temporaries | written, ordinary step"
         " | written, with a refresh | collectives, the largest | CPU-s to compile |"
     )
     print("|---|---|---|---|---|---|---|")
     bare = costs(inner, params)
-    _show("bare adamw", bare, bare)
-    for name, wrap in METHODS.items():
-        if not _METHODS.value or name in _METHODS.value:
-            _show(name, costs(wrap(inner, **of.told), params), bare)
-
-
-def _show(name: str, found: Costs, bare: Costs) -> None:
-    more = found.arguments - bare.arguments
-    print(
-        f"| {name} | {more:.2f} | {found.temporaries:.2f} | {found.written:.1f} |"
-        f" {found.changed:.1f} | {found.collectives}, {found.largest} B | {found.seconds:.0f} |",
-        flush=True,
-    )
+    for method, wrap in {"bare adamw": None, **{m: METHODS[m] for m in methods}}.items():
+        found = bare if wrap is None else costs(wrap(inner, **of.told), params)
+        print(
+            f"| {method} | {found.arguments - bare.arguments:.2f} | {found.temporaries:.2f} |"
+            f" {found.written:.1f} | {found.changed:.1f} |"
+            f" {found.collectives}, {found.largest} B | {found.seconds:.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("network", "llama_8b", [*NETWORKS, "passes"], "Whose params.")
+    flags.DEFINE_string("topology", "v5e:16x16", "A slice of a TPU pod, of two dimensions.")
+    flags.DEFINE_list("methods", [], "Some of the methods; by default all.")
     app.run(main)

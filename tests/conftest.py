@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A quarter of the time less; tests that are about optimized programs say so (`tiny.optimized`). The second
-# flag by the version: one that XLA does not know ends the process.
+# A quarter of the time less; tests that are about optimized programs say so (`tiny.optimized`).
+# The second flag by the version: one that XLA does not know ends the process.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 "
     + "--xla_cpu_use_fusion_emitters=false "
