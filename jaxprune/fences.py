@@ -47,6 +47,20 @@ def either(flag: jax.Array, change: Callable[[], Any], keep: Callable[[], Any]) 
     return lax.optimization_barrier(lax.cond(flag, change, keep))
 
 
+def once(x: jax.Array) -> jax.Array:
+    """An array as it is, computed once: all who read it read the same bits.
+
+    XLA computes a small array again for each of its readers, and a sum perhaps in another order.
+    Of scores that are ranked, one bit more than when they were counted is one too many kept.
+    """
+    if not is_traced(x) or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{jnp.finfo(x.dtype).bits}"))
+    # Shifted, no number is the largest, which XLA does not know; a barrier XLA:CPU takes away.
+    known = jnp.max(bits >> bits.dtype.type(1)) < bits.dtype.type(np.iinfo(bits.dtype).max)
+    return lax.cond(known, lambda: x, lambda: jnp.zeros_like(x))
+
+
 def read_before(written: Any, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Arrays as they are, but not to be overwritten until others have been computed from them.
 

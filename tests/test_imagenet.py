@@ -1,6 +1,7 @@
 """ImageNet's recipes through the whole pipeline, on random images of TFDS's mock."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -130,6 +131,25 @@ def test_every_method_trains_ends_on_sigterm_and_goes_on_to_the_same_bits(
     for path, kept in support.items():
         assert not np.where(kept, 0, averaged[path]).any()
     assert 0 < states.sparsity(found.opt_state) < 1
+
+
+def test_two_steps_of_a_resnet_50_on_224_pixels(tmp_path: pathlib.Path) -> None:
+    """As it is trained on ImageNet, through the pipeline, but for the size of the batch."""
+    config: Any = resnet50_imagenet.get_config("magnitude_attention")
+    config.update({"batch_size": 2, "steps": 2, "data": {"workers": 0}, "mesh": {"data": 1}})
+    config.method.every = 1
+    run, state = started(config, tmp_path)
+    for batch in itertools.islice(run.train.batches(2, seed=0, start=0, augment=True), 2):
+        assert batch["image"].shape == (2, 224, 224, 3)
+        state, metrics = run.step(state, batch)
+        assert np.isfinite(float(metrics["loss"]))
+    assert int(state.step) == 2
+    jaxprune.verify(state.params, state.opt_state)
+    masks = jaxprune.masks_by_path(state.opt_state).values()
+    total = sum(mask.size for mask in masks)
+    assert total == 25_502_912  # kernels: all but norms and the bias of the head
+    kept = sum(int(mask.sum()) for mask in masks)
+    assert kept == round(total * (1 - config.method.sparsity))
 
 
 def test_a_batch_that_does_not_divide_the_test_images_counts_each_once() -> None:

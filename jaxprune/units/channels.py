@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
+from jaxprune.fences import once
 from jaxprune.network import ChannelChoice, Cost, Member, rounded
 from jaxprune.network import Group as TracedGroup
 from jaxprune.network.groups import NOBODY
 from jaxprune.network.program import ALSO
 from jaxprune.selection import as_array
-from jaxprune.types import Leaves, hashable, wrong
+from jaxprune.types import Leaves, Ranked, hashable, wrong
 from jaxprune.units.layers import Layers
 
 
@@ -120,10 +121,11 @@ class Channels:
 
     def pooled(self, scores: Leaves) -> dict[str, Any]:
         """The sum over a channel's entries in members with a score; by name it stays as it is."""
-        return {
-            name: scores[name] if name in scores else _scored(group, scores)
-            for name, group in self.groups.items()
-        }
+        found = {}
+        for name, group in self.groups.items():
+            score = scores[name] if name in scores else _scored(group, scores)
+            found[name] = score.of_arrays(once) if isinstance(score, Ranked) else once(score)
+        return found
 
     def worth(self, s: Any, product: Callable[[str], jax.Array]) -> dict[str, jax.Array]:
         """What each channel is worth: its size, in means of its group; "taylor" as it is.
