@@ -44,7 +44,7 @@ def either(flag: jax.Array, change: Callable[[], Any], keep: Callable[[], Any]) 
     """
     if not is_traced(flag):
         return change() if flag else keep()
-    return lax.optimization_barrier(lax.cond(flag, change, keep))
+    return _together_on_tpu(lax.cond(flag, change, keep))
 
 
 def once(x: jax.Array) -> jax.Array:
@@ -88,7 +88,15 @@ def known_after(flag: jax.Array, computed: Any) -> jax.Array:
       The flag.
     """
     done = _computed(computed)
-    return lax.optimization_barrier((flag, computed))[0] if done is None else flag & done
+    return _together_on_tpu((flag, computed))[0] if done is None else flag & done
+
+
+def _together_on_tpu(tree: Any) -> Any:
+    """Arrays as they are; for a TPU none of them is there before all are.
+
+    Behind such a barrier XLA:CPU has let sharded programs wait for each other for ever.
+    """
+    return lax.platform_dependent(tree, tpu=lax.optimization_barrier, default=lambda tree: tree)
 
 
 def _computed(arrays: Any) -> jax.Array | None:

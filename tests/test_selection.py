@@ -1,5 +1,7 @@
 """Selection against a real sort, with and without a sample, and what it may cost."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -357,3 +359,15 @@ def test_under_shard_map_on_one_device(sampled, sizes):
     expected = oracle.keep_largest(xs, [k], [0] * len(sizes))
     for found, right in zip(jax.jit(mapped)(xs, jnp.int32(k)), expected, strict=True):
         np.testing.assert_array_equal(found, right)
+
+
+def test_eight_billion_entries_are_ranked_apart_and_not_together():
+    leaves = [jax.ShapeDtypeStruct((2**15, 2**15), jnp.float32)] * 8
+
+    def masks(groups, leaves):
+        return keep_largest(leaves, [5] * (max(groups) + 1), groups)[0]
+
+    apart = jax.eval_shape(functools.partial(masks, range(8)), leaves)
+    assert [mask.shape for mask in apart] == [leaf.shape for leaf in leaves]
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*32 in a group, got 8589934592: rank"):
+        jax.eval_shape(functools.partial(masks, [0] * 8), leaves)

@@ -305,7 +305,8 @@ def _int32(count: Count) -> jax.Array:
 
 def _checked_count(count: Any) -> Any:
     if isinstance(count, int) and count >= 2**31:
-        raise ValueError(wrong("params", "keep fewer than 2^31 entries in a group", count))
+        hint = "rank layers apart, as distribution='uniform' does"
+        raise ValueError(wrong("params", "keep fewer than 2^31 entries in a group", count, hint))
     return count
 
 

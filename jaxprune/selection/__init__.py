@@ -42,7 +42,7 @@ def keep_largest(
 
     Raises:
       TypeError: if scores are not floating, or counts not integers.
-      ValueError: if the lengths or shapes do not fit.
+      ValueError: if the lengths or shapes do not fit, or a group has 2^32 entries.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -100,9 +100,11 @@ def _check(leaves: Sequence[Ranked], counts: Sequence[Count], groups: Sequence[i
     for count in counts:
         if not jnp.issubdtype(jnp.result_type(count), jnp.integer) or jnp.ndim(count):
             raise TypeError(wrong("counts", "be integers, one a group", count))
-    if sum(leaf.values.size for leaf in leaves) >= 2**32:
-        sizes = sum(leaf.values.size for leaf in leaves)
-        raise ValueError(wrong("scores", "have fewer than 2**32 entries together", sizes))
+    sizes = np.zeros(len(counts), np.int64)
+    np.add.at(sizes, list(groups), [leaf.values.size for leaf in leaves])
+    if sizes.max(initial=0) >= 2**32:
+        hint = "rank layers apart, as distribution='uniform' does"
+        raise ValueError(wrong("scores", "be fewer than 2**32 in a group", int(sizes.max()), hint))
 
 
 def _wanted(count: Count) -> jax.Array:
