@@ -71,6 +71,17 @@ def test_what_is_overwritten_after_is_the_new_bit_for_bit(read: Any, transform: 
     same(transform(fences.overwritten_after)(read, arrays(0), arrays(1)), arrays(0))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_computed_once_is_it_bit_for_bit(dtype: str) -> None:
+    """Through a choice that always falls on it, whatever is in it; what is known stays itself."""
+    for values in (HARD, [np.nan], [-np.inf, -0.0], [0.0]):
+        x = jnp.array(values, dtype)
+        assert fences.once(x) is x
+        assert raw(jax.jit(fences.once)(x)) == raw(x)
+    assert "cond" in str(jax.make_jaxpr(fences.once)(jnp.ones(3, dtype)))
+    assert fences.once(jnp.zeros((0, 2))).shape == (0, 2)
+
+
 def test_what_is_exported_for_other_devices_has_no_fence() -> None:
     """Whoever lowers on a CPU for a TPU gets the program that a TPU would have traced."""
 
