@@ -99,23 +99,23 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         step = cut_steps.step_of(config, model, images.shape, layout)
         run = Run(config, workdir, own, layout, model, step, images, test)
         with layout.within():
-            there = trained(run, state)
-            accuracies = measures.accuracies(there, test, layout)
+            there, accuracies = trained(run, state)
             state = layouts.gathered(layout.one(there)).replace(apply_fn=state.apply_fn)
         return finished(run, state, accuracies)
 
 
-def trained(run: Run, state: training.State) -> training.State:
-    """The state after all updates.
+def trained(run: Run, state: training.State) -> tuple[training.State, dict[str, float]]:
+    """The state after all updates, and what it comes to on the test images.
 
     Args:
       run: what stands.
       state: before the first one.
 
     Returns:
-      The state.
+      The state, and its accuracies (`measures.accuracies`).
     """
     config, layout = run.config, run.layout
+    accuracies: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(checkpoints.manager(run.workdir))
         preempted = stack.enter_context(preemption.Preemption())
@@ -140,7 +140,10 @@ def trained(run: Run, state: training.State) -> training.State:
             if step % config.log_every == 0 or last:
                 opt_state, at_pace = layout.one(state.opt_state), pace.tell(config.steps - step)
                 row = measures.mean(window) | {"sparsity": states.sparsity(opt_state)}
-                if step % config.evaluate_every == 0 or last:
+                if last:
+                    accuracies = measures.accuracies(state, run.test, layout)
+                    row["test_accuracy"] = accuracies["accuracy"]
+                elif step % config.evaluate_every == 0:
                     row["test_accuracy"] = measures.accuracy(state, run.test, layout)
                 _check_replicas(layout, state.opt_state)
                 log.write(step, **row, **states.learned(opt_state))
@@ -159,7 +162,8 @@ def trained(run: Run, state: training.State) -> training.State:
     if (done := int(layout.one(state.step))) < config.steps:
         print(f"Saved after step {done} and ended, as SIGTERM asks; the same command goes on.")
         raise SystemExit(0)
-    return state
+    # Of a run that had only ended, and not yet been measured, nothing is left to train.
+    return state, accuracies or measures.accuracies(state, run.test, layout)
 
 
 def _check_replicas(layout: layouts.Layout, opt_state: Any) -> None:

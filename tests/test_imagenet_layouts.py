@@ -11,7 +11,7 @@ import pytest
 from test_imagenet import mocked, same_bits, small, started
 
 import jaxprune
-from experiments import layouts, measures, train, training
+from experiments import layouts, train, training
 from jaxprune import trees
 
 pytestmark = [
@@ -41,8 +41,7 @@ def run(variant: str, mesh: Any, workdir: pathlib.Path) -> tuple[train.Run, Any,
     if of.layout.shared:
         of = of._replace(step=training.step_on(of.layout._replace(compiled=compiled)))
     with of.layout.within():
-        state = train.trained(of, state)
-        found = measures.accuracies(state, of.test, of.layout)
+        state, found = train.trained(of, state)
         masks = jaxprune.masks_by_path(of.layout.one(state.opt_state))
     assert [step._cache_size() for step in steps] == [1] * len(steps)  # with its refreshes
     return of, state, found | {path: np.asarray(mask) for path, mask in masks.items()}
