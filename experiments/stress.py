@@ -26,7 +26,7 @@ from tqdm import tqdm
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = {
     "model.widths": "(10,)",
-    "steps": 1000,
+    "steps": 500,
     "batch_size": 16,
     "log_every": 50,
     "evaluate_every": 100,
