@@ -26,7 +26,7 @@ import optax
 from tqdm import tqdm
 
 import jaxprune
-from experiments import models
+from experiments import models, states
 from jaxprune.selection import keep_largest
 from jaxprune.types import Ranked
 
@@ -307,13 +307,7 @@ def sharded_step(axis: jax.sharding.AxisType, wrap: Callable[[Any], Any]) -> tup
     mesh, params = sharded_params(axis)
     tx = wrap(OPTIMIZERS["sgd-momentum"])
     with jax.set_mesh(mesh):
-        shardings = jaxprune.state_shardings(tx, params)
-        state = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            jax.eval_shape(tx.init, params),
-            shardings,
-        )
-        compiled = step_of(tx).lower(params, state, params).compile()
+        compiled = step_of(tx).lower(params, states.placed(tx, params), params).compile()
     return compiled.as_text(), temporaries(compiled, params)
 
 

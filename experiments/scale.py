@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxprune
-from experiments import bench
+from experiments import bench, states
 from jaxprune.selection.keys import order_of
 from jaxprune.selection.search import Search
 from jaxprune.types import Ranked
@@ -196,12 +196,7 @@ def costs(tx: Any, params: Mapping[str, jax.ShapeDtypeStruct]) -> Costs:
       What it costs.
     """
     began, given = time.process_time(), dict(params)
-    state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(tx.init, given),
-        jaxprune.state_shardings(tx, given),
-    )
-    traced = bench.step_of(tx).trace(given, state, given)
+    traced = bench.step_of(tx).trace(given, states.placed(tx, given), given)
     (platform,) = {d.platform for leaf in params.values() for d in leaf.sharding.device_set}
     compiled = traced.lower(lowering_platforms=(platform,)).compile()
     seconds = time.process_time() - began

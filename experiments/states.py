@@ -14,6 +14,23 @@ import jaxprune
 from jaxprune import trees
 
 
+def placed(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The state that a transformation begins with, by shape, and where each array of it lies.
+
+    Args:
+      tx: the transformation.
+      params: by shape and sharding.
+
+    Returns:
+      A tree like ``tx.init(params)``, of `jax.ShapeDtypeStruct`.
+    """
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(tx.init, params),
+        jaxprune.state_shardings(tx, params),
+    )
+
+
 def is_pruned(opt_state: Any) -> bool:
     """Whether the optimizer state holds that of a pruning method.
 
